@@ -1,0 +1,63 @@
+# Every target works in .venv, which is made from requirements.lock when it is missing or stale.
+# Nothing outside the repository is changed.
+
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/lock.sha256
+WANTED := $(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-64)
+
+SHELL         := /bin/bash
+.SHELLFLAGS   := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS     += --no-print-directory
+
+# The text encoder and the image features are packages: nothing is ever looked up on a model hub.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo test check bench clean venv
+
+help:  ## what can be made
+	@grep -hE '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1 \t/' | expand -t 16
+
+demo: venv  ## pictures -> data set -> sweep -> training -> registry -> an image over HTTP
+	@echo "==> demo: $(BIN)/darkroom demo"
+	@$(BIN)/darkroom demo
+
+test: venv  ## the whole default test suite
+	@echo "==> test: pytest"
+	@$(BIN)/python -m pytest
+
+check: venv  ## formatting, lint, types, and which package may import which
+	@echo "==> check: ruff format"
+	@$(BIN)/ruff format --check .
+	@echo "==> check: ruff"
+	@$(BIN)/ruff check .
+	@echo "==> check: mypy --strict"
+	@$(BIN)/mypy
+	@echo "==> check: layout and import direction"
+	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_layout.py
+
+bench: venv  ## the benchmarks, with their figures printed
+	@echo "==> bench: python -m tests.benchmarks.startup"
+	@$(BIN)/python -m tests.benchmarks.startup
+
+clean:  ## stop the local stack and remove .venv, caches and build leftovers; .darkroom stays
+	@if [ -x $(BIN)/darkroom ] && [ -e .darkroom/stack.json ]; then \
+	    echo "==> clean: stopping the local stack"; $(BIN)/darkroom down; fi
+	@echo "==> clean: removing .venv and caches (your runs in .darkroom are kept)"
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	@find cluster serving training tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip reads only what the lock names. The stamp is written last, so an interrupted install is made again.
+venv:
+	@if [ "$$(cat $(STAMP) 2>/dev/null)" = "$(WANTED)" ]; then exit 0; fi; \
+	echo "==> environment: $(VENV) is missing or stale; making it from requirements.lock (minutes)"; \
+	command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; set PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	rm -f $(STAMP); \
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements.lock; \
+	echo "==> environment: darkroom itself, editable"; \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
+	echo "$(WANTED)" > $(STAMP); \
+	echo "==> environment: ready"

@@ -1,0 +1,1 @@
+"""The sub-commands of `darkroom`, one file each."""

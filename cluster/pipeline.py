@@ -1,0 +1,196 @@
+"""The stages from a data set to a published model, each resumable by calling it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.console import say
+from cluster.progress import TrainProgress
+from training.errors import DataError
+
+if TYPE_CHECKING:
+    from cluster.stack import Stack
+    from training.config import TrainConfig
+    from training.ray_train import TrainOutcome
+    from training.ray_tune import Trial
+    from training.sweep_config import SweepConfig
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs are kept and tracked.
+
+    Attributes:
+        stack: the cluster and its MLflow server.
+        runs: the folder of all runs, on storage that every node sees.
+    """
+
+    stack: Stack
+    runs: Path
+
+    def run_dir(self, name: str) -> Path:
+        """The folder of one run."""
+        return self.runs / name
+
+
+@dataclass(frozen=True)
+class Published:
+    """A registered version of a model."""
+
+    name: str
+    """The registered model."""
+    version: int
+    """Its version."""
+    metrics: Mapping[str, float]
+    """What was measured before it was registered."""
+
+
+def connect(stack: Stack) -> None:
+    """Join the Ray cluster as a driver; a second call finds it joined.
+
+    Raises:
+        StackError: it cannot be joined.
+    """
+    import logging
+
+    import ray
+
+    from training.errors import StackError
+
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=stack.ray_address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise StackError(
+            "The Ray cluster cannot be joined.", value=stack.ray_address, rule=str(error).splitlines()[0]
+        ) from error
+
+
+def check_data(config: TrainConfig) -> None:
+    """Refuse a recipe without data before anything is started.
+
+    Raises:
+        DataError: no data set at ``data.path``.
+    """
+    if not config.data.path or not (Path(config.data.path) / "manifest.json").is_file():
+        raise DataError(
+            "There is no data set.",
+            value=config.data.path or None,
+            rule="data.path is a folder that `darkroom data build` made",
+            mend="darkroom data build PICTURES DATA, then --data DATA",
+        )
+
+
+def words_for_job(*paths: Path | None) -> list[str]:
+    """This command's own words, to be said again on a cluster, where a relative path would mean another place."""
+    here = {str(path) for path in paths if path is not None}
+    return [str(Path(word).absolute()) if word.rstrip("/") in here else word for word in sys.argv[1:]]
+
+
+def finished(place: Place, config: TrainConfig) -> bool:
+    """Whether the run has come to its end with this very recipe."""
+    from training import checkpoint
+
+    found, _ = checkpoint.newest(place.run_dir(config.name) / "checkpoints")
+    return found is not None and found.step >= config.steps and found.about["config"] == config.model_dump(mode="json")
+
+
+def train(place: Place, config: TrainConfig, began_s: float | None = None) -> TrainOutcome:
+    """Train a run to its end, from its newest checkpoint where there is one."""
+    progress = TrainProgress(config.steps, config.global_batch, began_s or time.time())
+    progress.mark("command and recipe")
+    from training import ray_train
+    from training.tracking import provenance_tags, require_server
+
+    progress.mark("import of Ray Train")
+    require_server(place.stack.mlflow_url)
+    connect(place.stack)
+    progress.mark("joining Ray")
+    job = ray_train.TrainJob(config, place.run_dir(config.name), place.stack.mlflow_url, provenance_tags(REPOSITORY))
+    progress.mark("provenance")
+    with progress:
+        return ray_train.fit(job, progress.on_event)
+
+
+def sweep(place: Place, config: TrainConfig, sweep_config: SweepConfig) -> list[Trial]:
+    """Run a sweep's missing trials; all trials, best first. Its own MLflow run holds them."""
+    from training import ray_tune
+    from training.tracking import RunContext, Tracker, provenance_tags
+
+    connect(place.stack)
+    tags = provenance_tags(REPOSITORY)
+    recipe = {"recipe": config.model_dump(mode="json"), "sweep": sweep_config.model_dump(mode="json")}
+    # the same sweep again is continued; another one gets a folder of its own
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    folder = place.run_dir(f"{config.name}-sweep-{digest[:8]}")
+    context = RunContext(
+        uri=place.stack.mlflow_url,
+        experiment=config.tracking.experiment,
+        name=folder.name,
+        run_dir=folder,
+        config=recipe,
+        tags=tags,
+    )
+    tracker = Tracker.open(context)
+    status: Any = "FAILED"
+    try:
+        job = ray_tune.SweepJob(config, sweep_config, folder, place.stack.mlflow_url, tags, tracker.run_id)
+        with TrainProgress(sweep_config.steps, config.global_batch, time.time()) as progress:
+            trials = ray_tune.run(job, progress.on_event)
+        best = trials[0]
+        (folder / "best.json").write_text(json.dumps({"values": dict(best.values), "loss": best.loss}, indent=1))
+        tracker.log_metrics(best.step, {"best_held_out_loss": best.loss or 0.0, "best_trial": best.number})
+        tracker.log_artifact(folder / "best.json")
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.close(status)
+    return trials
+
+
+def publish(place: Place, config: TrainConfig, images: int = 128) -> Published:
+    """Measure a finished run, write its bundle and register it; a run that is registered stays as it is.
+
+    Args:
+        place: where it is.
+        config: the run's recipe.
+        images: pictures made for the kernel distance, at most.
+    """
+    from training import ray_train
+
+    recipe = config.model_dump(mode="json")
+    record = place.run_dir(config.name) / "published.json"
+    if record.is_file():
+        known = json.loads(record.read_text())
+        if known.pop("recipe") == recipe and _is_registered(place, known["name"], known["version"]):
+            return Published(**known)
+    connect(place.stack)
+    job = ray_train.TrainJob(config, place.run_dir(config.name), place.stack.mlflow_url)
+    event = ray_train.publish(job, images, lambda told: say(told["message"]) if told["event"] == "stage" else None)
+    published = Published(event["name"], int(event["version"]), event["metrics"])
+    partial = record.with_suffix(".partial")
+    partial.write_text(json.dumps({**vars(published), "recipe": recipe}, indent=1))
+    partial.rename(record)
+    return published
+
+
+def _is_registered(place: Place, name: str, version: int) -> bool:
+    from training import registry
+    from training.errors import RegistryError
+
+    try:
+        return any(known.version == version for known in registry.versions(place.stack.mlflow_url, name))
+    except RegistryError:
+        return False

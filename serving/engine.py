@@ -1,0 +1,272 @@
+"""The engine: continuous, step-level batching over the denoiser contract.
+
+The life of a request: ``submit`` reserves places in the queue, the text thread encodes the prompt and draws the
+noise, the rows wait; at every step the loop admits, denoises and retires rows; the images come back as events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+import torch
+from PIL import Image
+
+from serving.batching import Row, denoise
+from serving.config import BatchConfig
+from serving.errors import EngineError, QueueFullError, RequestError
+from serving.schemas import Event, GenerationRequest, ImageReady, Progress, Queued
+from training import noise
+from training.conditioning import Conditioning
+from training.errors import UsageError
+from training.objectives import Denoiser
+from training.samplers import times
+
+MAX_RETRY_AFTER_S = 120
+"""Clients give up above this."""
+
+
+class Encoder(Protocol):
+    """What turns prompts into conditioning; ``training.conditioning.TextEncoder`` is one."""
+
+    def check(self, prompt: str) -> None:
+        """Refuse, with a ``UsageError``, a prompt that would be cut."""
+
+    def encode(self, captions: Sequence[str]) -> Conditioning:
+        """One row per caption; ``""`` is the unconditional caption."""
+        ...
+
+
+@dataclass(eq=False)
+class _Job:
+    """One image in the engine."""
+
+    index: int
+    seed: int
+    row: Row
+    outbox: asyncio.Queue[Event | EngineError]
+    cancelled: bool = False
+    image: Image.Image | None = field(default=None, repr=False)
+
+
+class Engine:
+    """The only owner of a replica's accelerator.
+
+    Use it as ``async with engine:``; requests are accepted inside.
+
+    Args:
+        denoiser: the model.
+        encoder: prompts to conditioning.
+        resolution: side of the model's square images, in pixels.
+        config: how the network is filled.
+        time_shift: the resolution shift that the model was trained with.
+        device: where the denoiser's weights are.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        encoder: Encoder,
+        *,
+        resolution: int,
+        config: BatchConfig,
+        time_shift: float = 1.0,
+        device: str = "cpu",
+    ) -> None:
+        self.denoiser = denoiser
+        self.encoder = encoder
+        self.resolution = resolution
+        self.time_shift = time_shift
+        self.config = config
+        self.device = device
+        self.steps_taken = 0
+        self._encoding = 0
+        self._waiting: deque[_Job] = deque()
+        self._running: list[_Job] = []
+        self._work = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+        self._row_step_s = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._torch_thread = ThreadPoolExecutor(1, "denoise")
+        self._text_thread = ThreadPoolExecutor(1, "encode")
+        self._loop = asyncio.create_task(self._serve(), name="engine")
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.wait([self._loop])
+        self._torch_thread.shutdown()
+        self._text_thread.shutdown()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are accepted and denoised."""
+        return self._loop is not None and not self._loop.done()
+
+    @property
+    def running_images(self) -> int:
+        """Images that are being denoised."""
+        return len(self._running)
+
+    @property
+    def waiting_images(self) -> int:
+        """Images that were accepted and are not being denoised yet."""
+        return self._encoding + len(self._waiting)
+
+    async def submit(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """Make the request's images; closing the generator frees their rows within one step.
+
+        Raises:
+            RequestError: the prompt is too long or the model cannot make that size.
+            QueueFullError: too many images wait already.
+            EngineError: denoising failed or the engine is stopping.
+        """
+        self._check(request)
+        self._encoding += request.images
+        try:
+            jobs, prompt_tokens = await asyncio.get_running_loop().run_in_executor(
+                self._text_thread, self._prepare, request
+            )
+        finally:
+            self._encoding -= request.images
+        queued = Queued(self.waiting_images, prompt_tokens)
+        self._waiting.extend(jobs)
+        self._work.set()
+        try:
+            yield queued
+            unfinished = len(jobs)
+            while unfinished:
+                event = await jobs[0].outbox.get()
+                if isinstance(event, EngineError):
+                    raise event
+                unfinished -= isinstance(event, ImageReady)
+                yield event
+        finally:
+            for job in jobs:
+                job.cancelled = True
+            self._work.set()
+
+    async def _serve(self) -> None:
+        try:
+            while True:
+                await self._work.wait()
+                await self._step()
+                if not self._running and not self._waiting:
+                    self._work.clear()
+        finally:
+            stopped = EngineError("The server is stopping.", mend="send the request again")
+            for job in [*self._running, *self._waiting]:
+                job.outbox.put_nowait(stopped)
+            self._running.clear()
+            self._waiting.clear()
+
+    async def _step(self) -> None:
+        """One iteration: schedule, denoise, retire."""
+        self._schedule()
+        if not self._running:
+            return
+        started = time.monotonic()
+        jobs = list(self._running)
+        denoising = asyncio.get_running_loop().run_in_executor(self._torch_thread, self._denoise, jobs)
+        await asyncio.wait([denoising])
+        if (error := denoising.exception()) is not None:
+            self._fail(jobs, error)
+            return
+        self.steps_taken += 1
+        self._retire()
+        self._measure(time.monotonic() - started, sum(job.row.width for job in jobs))
+
+    def _schedule(self) -> None:
+        """Drop cancelled rows, admit waiting ones, first come first served."""
+        self._running = [job for job in self._running if not job.cancelled]
+        free = self.config.max_batch_rows - sum(job.row.width for job in self._running)
+        while self._waiting and (self._waiting[0].cancelled or self._waiting[0].row.width <= free):
+            job = self._waiting.popleft()
+            if not job.cancelled:
+                self._running.append(job)
+                free -= job.row.width
+
+    def _denoise(self, jobs: list[_Job]) -> None:
+        """On the torch thread: one step, and the pictures of the rows that it finished."""
+        denoise(self.denoiser, [job.row for job in jobs], self.config.padded_rows)
+        for job in jobs:
+            if job.row.finished:
+                job.image = to_picture(job.row.x)
+
+    def _retire(self) -> None:
+        """Tell every row's owner how far it is; finished rows leave."""
+        for job in self._running:
+            job.outbox.put_nowait(Progress(job.index, job.row.step, job.row.steps))
+            if job.image is not None:
+                job.outbox.put_nowait(ImageReady(job.index, job.seed, job.image))
+        self._running = [job for job in self._running if job.image is None]
+
+    def _fail(self, jobs: list[_Job], error: BaseException) -> None:
+        """A step that failed takes its rows with it and nobody else's."""
+        failure = EngineError(
+            "Denoising failed.", value=f"{type(error).__name__}: {error}", mend="see the server's log"
+        )
+        failure.__cause__ = error
+        for job in jobs:
+            job.outbox.put_nowait(failure)
+        self._running = []
+
+    def _check(self, request: GenerationRequest) -> None:
+        if not self.ready:
+            raise EngineError("The engine is not running.", mend="send the request again")
+        if request.size != self.resolution:
+            error = UsageError(
+                f"This model makes images of {self.resolution}x{self.resolution} pixels.",
+                value=f"{request.size}x{request.size}",
+                rule="the size that the model was trained at",
+                options=[f"{self.resolution}x{self.resolution}", "auto"],
+            )
+            raise RequestError(error, param="size")
+        if self.waiting_images + request.images > self.config.max_waiting_images:
+            raise QueueFullError(self.waiting_images, self.config.max_waiting_images, self.retry_after_s())
+
+    def _prepare(self, request: GenerationRequest) -> tuple[list[_Job], int]:
+        """On the text thread: conditioning and noise, both functions of the request alone."""
+        for param in ("prompt", "negative_prompt"):
+            try:
+                self.encoder.check(getattr(request, param))
+            except UsageError as error:
+                raise RequestError(error, param=param) from error
+        both = self.encoder.encode([request.prompt, request.negative_prompt])
+        prompt_tokens = int(both.mask[0].sum())
+        both = both.to(self.device)
+        guided = request.guidance_scale != 1
+        grid = times(request.steps, self.time_shift).to(self.device)
+        outbox: asyncio.Queue[Event | EngineError] = asyncio.Queue()
+        jobs = []
+        for index in range(request.images):
+            seed = request.seed + index
+            x = noise.normal(seed, "serve", shape=(3, self.resolution, self.resolution)).to(self.device)
+            negative = both.rows(slice(1, 2)) if guided else None
+            row = Row(x, grid, both.rows(slice(0, 1)), negative, request.guidance_scale)
+            jobs.append(_Job(index, seed, row, outbox))
+        return jobs, prompt_tokens
+
+    def _measure(self, seconds: float, rows: int) -> None:
+        """Keep a running mean of what one row's step costs."""
+        latest = seconds / rows
+        self._row_step_s = latest if not self._row_step_s else 0.9 * self._row_step_s + 0.1 * latest
+
+    def retry_after_s(self) -> int:
+        """Seconds until the work that is here now is done, from the measured cost of a row's step."""
+        work = sum((job.row.steps - job.row.step) * job.row.width for job in [*self._running, *self._waiting])
+        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(work * self._row_step_s)))
+
+
+def to_picture(x: torch.Tensor) -> Image.Image:
+    """``[3,H,W]`` in -1..1, clipped, to an RGB picture."""
+    levels = ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy(), "RGB")

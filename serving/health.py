@@ -1,0 +1,32 @@
+"""Whether the process lives and whether it can work: for load balancers and for people."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from serving.engine import Engine
+from serving.model import ModelCard
+
+
+def health_router(engine: Engine, card: ModelCard) -> APIRouter:
+    """``/healthz`` answers 200 while the process does; ``/readyz`` 200 while requests are denoised, else 503."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @router.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """Requests are accepted; with how many images are at work."""
+        state = {
+            "status": "ready" if engine.ready else "not ready",
+            "model": card.names[-1],
+            "running_images": engine.running_images,
+            "waiting_images": engine.waiting_images,
+        }
+        return JSONResponse(state, status_code=200 if engine.ready else 503)
+
+    return router

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.stack import Stack
+
+TINY = Path(__file__).parent / "tiny.yaml"
+Darkroom = Callable[..., "subprocess.CompletedProcess[str]"]
+
+ARGUMENTS = (
+    *("--trials", "3", "--steps", "8", "--grace-steps", "2", "--set", "name=swept", "--json"),
+    *("--search", "optimizer.learning_rate=choice(1e-6, 1e-2, 1e-3)"),
+)
+
+
+def test_a_sweep_knows_its_best_trial_and_is_not_run_twice(
+    darkroom: Darkroom, stack: Stack, small_data: Path, mlflow_uri: str, ray_session: Stack
+) -> None:
+    from mlflow import MlflowClient
+
+    done = darkroom("sweep", TINY, "--data", small_data, *ARGUMENTS, timeout_s=290)
+    assert done.returncode == 0, done.stderr
+    trials: list[dict[str, Any]] = json.loads(done.stdout)
+    assert sorted(trial["values"]["optimizer.learning_rate"] for trial in trials) == [1e-6, 1e-3, 1e-2]
+    assert all(trial["status"] in {"finished", "stopped"} for trial in trials)
+    assert trials[0]["status"] == "finished"
+    assert trials[0]["values"]["optimizer.learning_rate"] != 1e-6, "it cannot learn"
+    reached = [(-trial["step"], trial["loss"]) for trial in trials]
+    assert reached == sorted(reached)
+
+    # a stopped trial's placement group goes with it; on two cores a leaked one is the end of the next run
+    total, free = ray.cluster_resources()["CPU"], ray.available_resources().get("CPU", 0.0)
+    assert total - free < 0.5
+
+    client = MlflowClient(mlflow_uri)
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`mlflow.runName` LIKE 'swept-sweep-%'")
+    assert len(runs) == 1
+    nested = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{runs[0].info.run_id}'")
+    assert sorted(run.data.tags["darkroom.trial"] for run in nested) == ["0", "1", "2"]
+    assert len({run.data.tags["ray.trial_id"] for run in nested}) == 3
+
+    again = darkroom("sweep", TINY, "--data", small_data, *ARGUMENTS, timeout_s=60)
+    assert json.loads(again.stdout) == trials
+    assert "trial 0: step" not in again.stderr

@@ -1,0 +1,248 @@
+"""The engine: pictures that do not depend on their neighbours, cancellation, mixed requests, a bounded queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from serving.batching import Row, denoise
+from serving.config import BatchConfig
+from serving.engine import Engine, to_picture
+from serving.errors import EngineError, QueueFullError, RequestError
+from serving.schemas import GenerationRequest, ImageReady, Progress, Queued
+from training import noise
+from training.conditioning import Conditioning
+from training.objectives import Denoiser
+from training.samplers import Guided, sample
+
+BATCH = BatchConfig(padded_rows=4, max_batch_rows=8, max_waiting_images=16)
+
+
+def request(prompt: str = "a red circle", **fields: Any) -> GenerationRequest:
+    return GenerationRequest(**{"prompt": prompt, "seed": 1, "steps": 4, "size": 8, "guidance_scale": 2.5, **fields})
+
+
+async def pictures(engine: Engine, wanted: GenerationRequest) -> list[np.ndarray]:
+    found = {}
+    async with aclosing(engine.submit(wanted)) as events:
+        async for event in events:
+            if isinstance(event, ImageReady):
+                found[event.index] = np.asarray(event.image)
+    return [found[index] for index in sorted(found)]
+
+
+@pytest.fixture
+def run(denoiser: Denoiser, encoder: Any) -> Callable[..., Any]:
+    def run(scenario: Callable[[Engine], Coroutine[Any, Any, Any]], config: BatchConfig = BATCH) -> Any:
+        async def main() -> Any:
+            async with Engine(denoiser, encoder, resolution=8, config=config) as engine:
+                return await asyncio.wait_for(scenario(engine), 60)
+
+        return asyncio.run(main())
+
+    return run
+
+
+def test_a_row_is_bit_identical_whoever_shares_its_batch(denoiser: Denoiser, encoder: Any) -> None:
+    def row(seed: int, steps: int, scale: float) -> Row:
+        both = encoder.encode([f"word{seed} other", ""])
+        negative = both.rows(slice(1, 2)) if scale != 1 else None
+        x = noise.normal(seed, "serve", shape=(3, 8, 8))
+        return Row(x, torch.linspace(1, 0, steps + 1), both.rows(slice(0, 1)), negative, scale)
+
+    alone = row(7, 5, 3.0)
+    while not alone.finished:
+        denoise(denoiser, [alone], 4)
+    draw = noise.generator(0, "neighbours")
+    for _ in range(10):
+        chosen = row(7, 5, 3.0)
+        neighbours: list[Row] = []
+        while not chosen.finished:
+            neighbours = [other for other in neighbours if not other.finished and draw.random() > 0.2]
+            while len(neighbours) < 5 and draw.random() < 0.7:
+                seed, steps = int(draw.integers(100)), int(draw.integers(1, 9))
+                neighbours.append(row(seed, steps, float(draw.choice([1.0, 2.0]))))
+            batch = [*neighbours]
+            batch.insert(int(draw.integers(len(batch) + 1)), chosen)
+            denoise(denoiser, batch, 4)
+        assert torch.equal(chosen.x, alone.x)
+
+
+def test_a_request_alone_and_in_a_crowd_gives_the_same_bits(run: Callable[..., Any]) -> None:
+    wanted = request(seed=11, steps=6)
+
+    async def alone(engine: Engine) -> Any:
+        return await pictures(engine, wanted)
+
+    async def crowd(engine: Engine) -> Any:
+        others = [request(f"thing {i}", seed=i, steps=1 + i, guidance_scale=1 + i % 2) for i in range(6)]
+        results = await asyncio.gather(*(pictures(engine, each) for each in [*others, wanted]))
+        return results[-1]
+
+    expected, found = run(alone), run(crowd)
+    assert len(expected) == 1
+    assert expected[0].shape == (8, 8, 3)
+    assert np.array_equal(expected[0], found[0])
+
+
+def test_the_engine_agrees_with_the_sampler(run: Callable[..., Any], denoiser: Denoiser, encoder: Any) -> None:
+    both = encoder.encode(["a red circle", "blue"])
+    start = noise.normal(5, "serve", shape=(3, 8, 8))[None]
+    for scale in (1.0, 2.5):
+        guided = Guided(denoiser, both.rows(slice(1, 2)), torch.tensor([scale]))
+        expected = np.asarray(to_picture(sample(guided, start, both.rows(slice(0, 1)), 4)[0]))
+        wanted = request(seed=5, negative_prompt="blue", guidance_scale=scale)
+        found = run(lambda engine, wanted=wanted: pictures(engine, wanted))[0]
+        assert np.abs(expected.astype(int) - found.astype(int)).max() <= 1
+
+
+def test_guidance_scale_one_ignores_the_negative_prompt(run: Callable[..., Any]) -> None:
+    with_negative = run(lambda engine: pictures(engine, request(guidance_scale=1, negative_prompt="blue")))
+    without = run(lambda engine: pictures(engine, request(guidance_scale=1)))
+    assert np.array_equal(with_negative[0], without[0])
+
+
+def test_image_i_of_a_request_is_the_image_of_seed_plus_i(run: Callable[..., Any]) -> None:
+    three = run(lambda engine: pictures(engine, request(seed=20, images=3)))
+    second = run(lambda engine: pictures(engine, request(seed=21)))
+    assert len(three) == 3
+    assert np.array_equal(three[1], second[0])
+    assert not np.array_equal(three[0], three[1])
+
+
+def test_events_come_in_order_and_short_requests_overtake_long_ones(run: Callable[..., Any]) -> None:
+    async def scenario(engine: Engine) -> Any:
+        finished: list[str] = []
+
+        async def follow(name: str, steps: int) -> list[Any]:
+            seen = [event async for event in engine.submit(request(name, steps=steps))]
+            finished.append(name)
+            return seen
+
+        events, _ = await asyncio.gather(follow("long", 30), follow("short", 3))
+        return finished, events
+
+    finished, events = run(scenario)
+    assert finished == ["short", "long"]
+    assert isinstance(events[0], Queued)
+    assert events[0].prompt_tokens == 2
+    assert [event.step for event in events[1:-1] if isinstance(event, Progress)] == list(range(1, 31))
+    assert isinstance(events[-1], ImageReady)
+    assert isinstance(events[-1].image, Image.Image)
+
+
+def test_closing_a_request_frees_its_rows_within_one_step(run: Callable[..., Any]) -> None:
+    async def scenario(engine: Engine) -> tuple[int, int, int]:
+        events = engine.submit(request(steps=100_000, images=4))
+        async for event in events:
+            if isinstance(event, Progress) and event.step == 2:
+                break
+        running, before = engine.running_images, engine.steps_taken
+        await events.aclose()
+        while engine.running_images:
+            await asyncio.sleep(0)
+        return running, engine.steps_taken - before, engine.waiting_images
+
+    assert run(scenario) == (4, 1, 0)
+
+
+def test_a_cancelled_task_frees_the_rows_that_still_wait(run: Callable[..., Any]) -> None:
+    async def scenario(engine: Engine) -> Any:
+        blocker = asyncio.create_task(pictures(engine, request(steps=100_000, images=4)))
+        waiter = asyncio.create_task(pictures(engine, request(images=5)))
+        while engine.running_images < 4 or engine.waiting_images < 5:
+            await asyncio.sleep(0)
+        waiter.cancel()
+        blocker.cancel()
+        await asyncio.gather(waiter, blocker, return_exceptions=True)
+        return len(await pictures(engine, request()))
+
+    assert run(scenario) == 1
+
+
+def test_a_full_queue_is_a_typed_error_with_a_computed_wait(run: Callable[..., Any]) -> None:
+    async def scenario(engine: Engine) -> Any:
+        blocker = asyncio.create_task(pictures(engine, request(steps=100_000, images=4)))
+        while engine.running_images < 4 or not engine.steps_taken:
+            await asyncio.sleep(0)
+        with pytest.raises(QueueFullError) as caught:
+            await pictures(engine, request(images=17))
+        blocker.cancel()
+        await asyncio.gather(blocker, return_exceptions=True)
+        return caught.value
+
+    error = run(scenario)
+    assert 1 <= error.retry_after_s <= 120
+    assert "at most 16 images wait" in str(error)
+    assert f"ask again in {error.retry_after_s} s" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "text"),
+    [
+        ({"size": 16}, "size", "makes images of 8x8"),
+        ({"prompt": "word " * 40}, "prompt", "has 41 tokens"),
+        ({"negative_prompt": "word " * 40}, "negative_prompt", "has 41 tokens"),
+    ],
+)
+def test_impossible_requests_name_the_field(
+    run: Callable[..., Any], fields: dict[str, Any], param: str, text: str
+) -> None:
+    async def scenario(engine: Engine) -> Any:
+        with pytest.raises(RequestError) as caught:
+            await pictures(engine, request(**fields))
+        return caught.value, engine.waiting_images
+
+    error, waiting = run(scenario)
+    assert error.param == param
+    assert text in str(error)
+    assert waiting == 0
+
+
+def test_a_failing_step_loses_its_own_requests_only(denoiser: Denoiser, encoder: Any) -> None:
+    class Fragile:
+        broken = True
+
+        def __call__(self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+            if self.broken:
+                raise RuntimeError("out of memory")
+            return denoiser(x, t, conditioning)
+
+        def alpha(self, t: torch.Tensor) -> torch.Tensor:
+            return denoiser.alpha(t)
+
+        def sigma(self, t: torch.Tensor) -> torch.Tensor:
+            return denoiser.sigma(t)
+
+    fragile = Fragile()
+
+    async def main() -> int:
+        async with Engine(fragile, encoder, resolution=8, config=BATCH) as engine:
+            with pytest.raises(EngineError, match="out of memory"):
+                await pictures(engine, request())
+            fragile.broken = False
+            return len(await pictures(engine, request()))
+
+    assert asyncio.run(main()) == 1
+
+
+def test_stopping_the_engine_tells_those_who_wait(denoiser: Denoiser, encoder: Any) -> None:
+    async def main() -> None:
+        async with Engine(denoiser, encoder, resolution=8, config=BATCH) as engine:
+            task = asyncio.create_task(pictures(engine, request(steps=100_000)))
+            while not engine.running_images:
+                await asyncio.sleep(0)
+        with pytest.raises(EngineError, match="stopping"):
+            await task
+        assert not engine.ready
+        with pytest.raises(EngineError, match="not running"):
+            await pictures(engine, request())
+
+    asyncio.run(main())

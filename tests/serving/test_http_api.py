@@ -1,0 +1,263 @@
+"""The HTTP API over a real socket: the unmodified OpenAI client, and the envelope of everything that goes wrong."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import uvicorn
+from PIL import Image
+
+from serving.app import create_app
+from serving.config import BatchConfig, LimitConfig
+from serving.engine import Engine
+from serving.model import ModelCard
+from training.objectives import Denoiser
+
+CARD = ModelCard(name="tiny", version=3, resolution=8, created=1_700_000_000, run_id="run", data_hash="data")
+LIMITS = LimitConfig(max_steps=1_000_000, default_steps=4, max_images_per_request=4, max_prompt_characters=200)
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met in time"
+        threading.Event().wait(0.01)
+
+
+@pytest.fixture(scope="module")
+def engine(denoiser: Denoiser, encoder: Any) -> Engine:
+    return Engine(
+        denoiser,
+        encoder,
+        resolution=8,
+        config=BatchConfig(padded_rows=2, max_batch_rows=4, max_waiting_images=4),
+    )
+
+
+@pytest.fixture(scope="module")
+def url(engine: Engine) -> Iterator[str]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(engine, CARD, LIMITS), log_level="error", lifespan="on"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    until(lambda: server.started)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(20)
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+def picture(data: Any) -> Image.Image:
+    image = Image.open(io.BytesIO(base64.b64decode(data.b64_json)))
+    image.load()
+    return image
+
+
+def post(url: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{url}/v1/images/generations", json={"prompt": "a red circle", **body}, timeout=60)
+
+
+def test_the_openai_client_generates_images_and_a_seed_reproduces_them(client: openai.OpenAI) -> None:
+    arguments: dict[str, Any] = {
+        "prompt": "a robot face, 3D",
+        "model": "tiny",
+        "n": 2,
+        "size": "8x8",
+        "response_format": "b64_json",
+        "extra_body": {
+            "seed": 7,
+            "num_inference_steps": 5,
+            "guidance_scale": 2.0,
+            "negative_prompt": "blue",
+        },
+    }
+    first, again = client.images.generate(**arguments), client.images.generate(**arguments)
+    assert first.data is not None
+    assert again.data is not None
+    assert [item.seed for item in first.data] == [7, 8]  # type: ignore[attr-defined]
+    for one, other in zip(first.data, again.data, strict=True):
+        assert picture(one).size == (8, 8)
+        assert picture(one).mode == "RGB"
+        assert np.array_equal(np.asarray(picture(one)), np.asarray(picture(other)))
+    assert first.size == "8x8"
+    assert first.output_format == "png"
+    assert first.usage is not None
+    assert first.usage.input_tokens == first.usage.total_tokens == 5
+
+
+def test_without_a_seed_the_drawn_one_is_told_and_makes_the_picture_again(client: openai.OpenAI) -> None:
+    drawn = client.images.generate(prompt="a red circle").data
+    assert drawn is not None
+    seed = drawn[0].seed  # type: ignore[attr-defined]
+    again = client.images.generate(prompt="a red circle", extra_body={"seed": seed}).data
+    assert again is not None
+    assert np.array_equal(np.asarray(picture(drawn[0])), np.asarray(picture(again[0])))
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
+def test_output_formats(client: openai.OpenAI, output_format: Any) -> None:
+    answer = client.images.generate(prompt="a red circle", output_format=output_format, extra_body={"seed": 1})
+    assert answer.data is not None
+    assert picture(answer.data[0]).format == output_format.upper()
+
+
+def test_a_png_carries_the_parameters_that_made_it(url: str) -> None:
+    answer = post(url, seed=4, n=2, num_inference_steps=3, negative_prompt="blue").json()
+    image = Image.open(io.BytesIO(base64.b64decode(answer["data"][1]["b64_json"])))
+    assert json.loads(image.info["darkroom"]) == {
+        "model": "tiny/3",
+        "prompt": "a red circle",
+        "negative_prompt": "blue",
+        "seed": 5,
+        "steps": 3,
+        "guidance_scale": 3.0,
+        "size": 8,
+    }
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "darkroom"
+    assert httpx.get(f"{client.base_url}models/tiny/3").json()["version"] == 3
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("gpt-image-1")
+    assert caught.value.code == "model_not_found"
+    assert "options: tiny, tiny/3" in caught.value.message
+    assert caught.value.request_id
+
+
+def test_health(url: str) -> None:
+    assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+    ready = httpx.get(f"{url}/readyz")
+    assert ready.status_code == 200
+    assert ready.json()["model"] == "tiny/3"
+
+
+BAD = [
+    ({"prompt": "word " * 30}, "prompt", "invalid_value", ["31 tokens", "prompt <= 12 tokens"]),
+    ({"prompt": "x" * 201}, "prompt", "invalid_value", ["201 characters", "at most 200 characters"]),
+    ({"prompt": 5}, "prompt", "invalid_value", ["5", "valid string"]),
+    ({"size": "1024x1024"}, "size", "invalid_value", ["1024x1024", "8x8, auto"]),
+    ({"size": "8x16"}, "size", "invalid_value", ["8x16", "WIDTHxHEIGHT", "8x8, auto"]),
+    ({"size": "²x²"}, "size", "invalid_value", ["WIDTHxHEIGHT"]),
+    ({"n": 5}, "n", "invalid_value", ["5", "at most 4"]),
+    ({"n": 0}, "n", "invalid_value", ["0", "greater than or equal to 1"]),
+    ({"num_inference_steps": 1_000_001}, "num_inference_steps", "invalid_value", ["1000001", "at most 1000000"]),
+    ({"guidance_scale": 99}, "guidance_scale", "invalid_value", ["99", "at most 20"]),
+    ({"guidance_scale": 0.5}, "guidance_scale", "invalid_value", ["0.5", "greater than or equal to 1"]),
+    ({"seed": -1}, "seed", "invalid_value", ["-1", "greater than or equal to 0"]),
+    ({"seed": 2**53 - 1, "n": 2}, "seed", "invalid_value", [str(2**53 - 1), f"at most {2**53 - 2}"]),
+    ({"response_format": "url"}, "response_format", "invalid_value", ["'url'", "'b64_json'"]),
+    ({"output_format": "gif"}, "output_format", "invalid_value", ["'gif'", "'png', 'webp' or 'jpeg'"]),
+    ({"stepz": 4}, "stepz", "unknown_parameter", ["'stepz'", "num_inference_steps"]),
+]
+
+
+@pytest.mark.parametrize(("body", "param", "code", "texts"), BAD)
+def test_bad_parameters_name_field_value_and_rule(
+    url: str, body: dict[str, Any], param: str, code: str, texts: list[str]
+) -> None:
+    answer = post(url, **body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["param"], error["code"]) == (
+        400,
+        "invalid_request_error",
+        param,
+        code,
+    )
+    for text in texts:
+        assert text in error["message"]
+    assert answer.headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "text"),
+    [
+        (b'{"prompt": ', "invalid_json", "not valid JSON"),
+        (b"[1]", "invalid_body", "not a JSON object"),
+        (b'{"n": 1}', "missing_required_parameter", "'prompt'"),
+        (b'{"prompt": "a", "guidance_scale": NaN}', "invalid_value", "finite number"),
+        (b"\xff\xfe", "invalid_json", ""),
+    ],
+)
+def test_bad_bodies(url: str, content: bytes, code: str, text: str) -> None:
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{url}/v1/images/generations", content=content, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == code
+    assert text in answer.json()["error"]["message"]
+
+
+def test_unknown_routes_methods_and_models_answer_in_the_envelope(url: str) -> None:
+    nowhere = httpx.get(f"{url}/v1/nothing", headers={"x-request-id": "mine-1"})
+    assert nowhere.status_code == 404
+    assert nowhere.json()["error"]["code"] == "unknown_url"
+    assert nowhere.headers["x-request-id"] == "mine-1"
+    wrong = httpx.get(f"{url}/v1/images/generations")
+    assert wrong.status_code == 405
+    assert wrong.headers["allow"] == "POST"
+    assert wrong.json()["error"]["code"] == "method_not_allowed"
+    unknown = post(url, model="dall-e-3")
+    assert unknown.status_code == 404
+    assert unknown.json()["error"]["param"] == "model"
+    assert "options: tiny, tiny/3" in unknown.json()["error"]["message"]
+
+
+def test_a_client_that_leaves_frees_its_rows_and_a_full_queue_says_when_to_come_back(url: str, engine: Engine) -> None:
+    with httpx.Client() as leaving:
+        request = leaving.build_request(
+            "POST",
+            f"{url}/v1/images/generations",
+            json={"prompt": "long", "n": 4, "num_inference_steps": 500_000},
+        )
+        abandoned = threading.Thread(target=_send_and_leave, args=(leaving, request))
+        abandoned.start()
+        until(lambda: engine.running_images == 2 and engine.waiting_images == 2)
+        answer = post(url, n=4)
+        assert answer.status_code == 429
+        assert 1 <= int(answer.headers["retry-after"]) <= 120
+        assert answer.json()["error"]["type"] == "rate_limit_error"
+        assert answer.json()["error"]["code"] == "queue_full"
+        assert "at most 4 images wait" in answer.json()["error"]["message"]
+        abandoned.join(20)
+    until(lambda: engine.running_images == engine.waiting_images == 0)
+    assert post(url).status_code == 200
+
+
+def _send_and_leave(client: httpx.Client, request: httpx.Request) -> None:
+    request.extensions["timeout"] = {"connect": 5, "read": 2, "write": 5, "pool": 5}
+    with pytest.raises(httpx.ReadTimeout):
+        client.send(request)
+
+
+def test_a_defect_is_a_500_in_the_envelope_with_a_request_id(url: str, engine: Engine) -> None:
+    check = engine.encoder.check
+
+    def defective(prompt: str) -> None:
+        raise KeyError(prompt)
+
+    engine.encoder.check = defective  # type: ignore[method-assign]
+    try:
+        answer = post(url)
+    finally:
+        engine.encoder.check = check  # type: ignore[method-assign]
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "server_error"
+    assert "a red circle" not in answer.text
+    assert answer.headers["x-request-id"]

@@ -1,0 +1,1 @@
+"""Makes models: data, networks, objectives, the training step, checkpoints, metrics and the published bundle."""

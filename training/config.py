@@ -1,0 +1,205 @@
+"""The recipe of a training run: the sections composed, read from YAML and overridden in one place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from training.checkpoint import CheckpointConfig
+from training.conditioning_config import TextConfig
+from training.data.loader_config import LoaderConfig
+from training.ema import EmaConfig
+from training.engine_config import EngineConfig, WorkersConfig
+from training.errors import ConfigError
+from training.evaluate.config import EvaluationConfig
+from training.models import ModelConfig
+from training.objectives import ObjectiveConfig
+from training.optim import AdamWConfig, ScheduleConfig, WarmupStableDecay
+from training.tracking import TrackingConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class TrainConfig(BaseModel):
+    """One experiment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+    """Names the run's folder, its MLflow run and the registered model."""
+    seed: int = Field(default=0, ge=0)
+    """Seeds the weights and keys every draw."""
+    steps: int = Field(default=1000, ge=1)
+    """Optimizer steps."""
+    global_batch: int = Field(default=64, ge=1)
+    """Samples per optimizer step, over all workers and accumulation."""
+    data: LoaderConfig
+    """Where the samples come from."""
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    """The network."""
+    text: TextConfig = TextConfig()
+    """The frozen text encoder."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """What the network learns to predict."""
+    optimizer: AdamWConfig = AdamWConfig()
+    """How the weights move."""
+    schedule: ScheduleConfig = WarmupStableDecay()
+    """How the learning rate changes."""
+    ema: EmaConfig = EmaConfig()
+    """The averaged weights, which are the ones published."""
+    engine: EngineConfig = EngineConfig()
+    """DeepSpeed's engine."""
+    workers: WorkersConfig = WorkersConfig()
+    """Ray Train's worker group."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the run's state is kept."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured and shown while training."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where MLflow files the run."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainConfig:
+        share = self.workers.count * (self.engine.micro_batch or 1)
+        if self.global_batch % share:
+            raise ValueError(
+                f"global_batch {self.global_batch} must be a multiple of workers.count x engine.micro_batch = {share}"
+            )
+        return self
+
+
+def load_recipe(reference: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a recipe and apply overrides.
+
+    Args:
+        reference: a packaged recipe's name or a YAML file. ``base: other`` inside it starts from another recipe.
+        overrides: ``section.key=value`` pairs; values are YAML.
+
+    Raises:
+        ConfigError: no such recipe, not YAML, an unknown key or a value outside its rule.
+    """
+    values = _read(reference, seen=())
+    for assignment in overrides:
+        _override(values, assignment)
+    return parse(values, source=reference)
+
+
+def parse(values: Mapping[str, Any], source: str = "recipe") -> TrainConfig:
+    """Validate a mapping.
+
+    Raises:
+        ConfigError: the first thing that is wrong, with its path, value, rule and options.
+    """
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, source) from None
+
+
+def recipe_names() -> list[str]:
+    """The packaged recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _read(reference: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    path = Path(reference) if reference.endswith((".yaml", ".yml")) else RECIPES / f"{reference}.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            "There is no such recipe.",
+            value=reference,
+            rule="a packaged recipe's name or the path of a .yaml file",
+            options=recipe_names(),
+        )
+    if str(path) in seen:
+        raise ConfigError("The recipe is its own base.", value=reference, rule="bases form a chain that ends")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The recipe is not YAML: {error}", value=str(path)) from None
+    if not isinstance(values, dict):
+        raise ConfigError("The recipe is not a mapping.", value=str(path), rule="`key: value` lines at the top level")
+    base = values.pop("base", None)
+    if base is not None and not isinstance(base, str):
+        raise ConfigError("A base is a recipe's name.", value=base, rule="base: NAME", options=recipe_names())
+    return values if base is None else _merge(_read(base, (*seen, str(path))), values)
+
+
+def _merge(base: dict[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in delta.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _override(values: dict[str, Any], assignment: str) -> None:
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise ConfigError("An override has no value.", value=assignment, rule="section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"An override's value is not YAML: {error}", value=assignment) from None
+    if isinstance(value, str):
+        # YAML 1.1 reads 1e-3 as text; nobody who writes it means text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    override(values, path.strip(), value)
+
+
+def override(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set the field at a dotted path in a recipe's plain values."""
+    *sections, key = path.split(".")
+    target = values
+    for section in sections:
+        inner = target.get(section)
+        target[section] = dict(inner) if isinstance(inner, dict) else {}
+        target = target[section]
+    if key == "kind" and target.get("kind", value) != value:
+        target.clear()  # another member of the union: the fields of the former are not its own
+    target[key] = value
+
+
+def _explain(error: ValidationError, source: str) -> ConfigError:
+    first = error.errors()[0]
+    section, keys = _walk([str(part) for part in first["loc"]])
+    key = ".".join(keys) or "the recipe"
+    if first["type"] == "extra_forbidden":
+        return ConfigError(
+            f"{source}: unknown key {key}.",
+            value=first["input"],
+            rule="only the keys that the section defines",
+            options=sorted(section.model_fields) if section else (),
+        )
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    value = None if isinstance(first["input"], dict) and first["type"] != "missing" else first["input"]
+    rule = first["msg"].removeprefix("Value error, ")
+    return ConfigError(f"{source}: {key} is not valid{more}.", value=None if value == {} else value, rule=rule)
+
+
+def _walk(path: Sequence[str]) -> tuple[type[BaseModel] | None, list[str]]:
+    """The section that the last key of a path belongs to, and the path without the tags of unions."""
+    model: type[BaseModel] | None = TrainConfig
+    section: type[BaseModel] | None = model
+    keys: list[str] = []
+    for place, part in enumerate(path):
+        field = model.model_fields.get(part) if model else None
+        if field is None and model is not None and place < len(path) - 1:
+            continue  # a union's tag, which pydantic names and a reader does not write
+        section, keys = model, [*keys, part]
+        following = path[place + 1] if place + 1 < len(path) else None
+        model = _model_of(field.annotation, following) if field else None
+    return section, keys
+
+
+def _model_of(annotation: Any, tag: str | None) -> type[BaseModel] | None:
+    """The model class of a field; of a union, the member with the tag."""
+    found = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    models = [kind for kind in found if issubclass(kind, BaseModel)]
+    tagged = [m for m in models if "kind" in m.model_fields and tag in get_args(m.model_fields["kind"].annotation)]
+    return next(iter(tagged or models), None)

@@ -1,0 +1,1 @@
+"""Shards, their index and the order in which they are read."""

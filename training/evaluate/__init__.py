@@ -1,0 +1,1 @@
+"""Held-out loss, KID and contact sheets."""

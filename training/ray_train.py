@@ -1,0 +1,234 @@
+"""Ray Train wiring: agents in, reports out.
+
+Ray's workers are thin agents (``training.ray_agent``). When a process or a node is lost, Ray Train restarts the
+group, and the new training processes go on from the newest checkpoint by themselves.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from training.config import TrainConfig
+from training.errors import ConfigError, TrainingError
+from training.interrupt import Interrupts
+from training.ray_agent import FLUSH_S, Events, Mailbox, agent_loop, publish_task
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """A run to train, and where.
+
+    Attributes:
+        config: the recipe.
+        run_dir: the run's folder, on storage that every node sees.
+        tracking_uri: the MLflow server.
+        tags: go to the MLflow run.
+        parent_run_id: the sweep's MLflow run.
+        label: goes into every event, so that trials can be told apart.
+    """
+
+    config: TrainConfig
+    run_dir: Path
+    tracking_uri: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+    parent_run_id: str | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """How a run ended.
+
+    Attributes:
+        step: optimizer steps done.
+        stopped: True when it was asked to leave before its last step.
+        metrics: the last evaluation's.
+        run_id: the MLflow run.
+    """
+
+    step: int
+    stopped: bool
+    metrics: Mapping[str, float]
+    run_id: str
+
+
+def check_resources(config: TrainConfig) -> None:
+    """Refuse what the cluster can never give; Ray would wait for it forever.
+
+    Raises:
+        ConfigError: states what was asked for and what there is.
+    """
+    total = ray.cluster_resources()
+    for name, each in (("CPU", config.workers.cpus), ("GPU", config.workers.gpus)):
+        wanted, there = config.workers.count * each, total.get(name, 0.0)
+        if wanted > there + 1e-6:
+            fits = int((there + 1e-6) // each)
+            raise ConfigError(
+                f"The cluster has too few {name}s for the worker group.",
+                value=f"workers.count {config.workers.count} x workers.{name.lower()}s {each:g} = {wanted:g} {name}",
+                rule=f"at most {there:g} {name}, which the cluster has in all",
+                options=[f"workers.count={n}" for n in range(1, fits + 1)] or [f"workers.{name.lower()}s={there:g}"],
+            )
+
+
+def trainer(job: TrainJob, mailbox: Any, callbacks: list[Any] | None = None) -> DataParallelTrainer:
+    """Ray Train's trainer for a job."""
+    config = job.config
+    return DataParallelTrainer(
+        agent_loop,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "run_dir": str(job.run_dir),
+            "tracking_uri": job.tracking_uri,
+            "tags": dict(job.tags),
+            "parent_run_id": job.parent_run_id,
+            "label": job.label,
+            "mailbox": mailbox,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers.count,
+            use_gpu=config.workers.gpus > 0,
+            resources_per_worker={"CPU": config.workers.cpus}
+            | ({"GPU": config.workers.gpus} if config.workers.gpus else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            # our checkpoints are the run's memory: Ray's own bookkeeping starts afresh each time
+            name=f"{config.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(job.run_dir / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
+            callbacks=callbacks or [],
+        ),
+    )
+
+
+def fit(job: TrainJob, on_event: Callable[[dict[str, Any]], None]) -> TrainOutcome:
+    """Train to the end, from the newest checkpoint where there is one.
+
+    Ctrl-C asks the processes to checkpoint and leave, and then returns with ``stopped``.
+
+    Args:
+        job: the run.
+        on_event: gets every event in order, in this thread: ``mark``, ``step``, ``evaluation``, ``samples``,
+            ``checkpoint``, ``resumed``, ``warning``, ``error``, ``done``, ``tracked``.
+
+    Raises:
+        ConfigError: the cluster can never give the workers.
+        TrainingError: the run failed; the message says why and names the log.
+    """
+    check_resources(job.config)
+    job.run_dir.mkdir(parents=True, exist_ok=True)
+    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+    reader = _Reader(on_event)
+    _, failure = follow(trainer(job, mailbox).fit, mailbox, reader.read)
+    return reader.outcome(job, failure)
+
+
+def follow(fit: Callable[[], object], mailbox: Any, read: Callable[[Events], None]) -> tuple[bool, Exception | None]:
+    """Call ``fit`` beside, and pass events on until it ends; Ctrl-C asks the training processes to leave.
+
+    Returns:
+        Whether Ctrl-C came, and what ``fit`` raised.
+    """
+    failure: list[Exception] = []
+
+    def run() -> None:
+        try:
+            fit()
+        except Exception as error:  # noqa: BLE001  handed to the thread that waits
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    told = False
+    with Interrupts() as interrupts:
+        while thread.is_alive():
+            thread.join(FLUSH_S)
+            read(ray.get(mailbox.drain.remote()))
+            if interrupts.wished and not told:
+                told = True
+                read([{"event": "warning", "message": "Interrupted: saving a checkpoint. Once more leaves at once."}])
+                ray.get(mailbox.stop.remote())
+    read(ray.get(mailbox.drain.remote()))
+    return told, failure[0] if failure else None
+
+
+class _Reader:
+    """Follows the events of one run."""
+
+    def __init__(self, on_event: Callable[[dict[str, Any]], None]) -> None:
+        self.on_event = on_event
+        self.step, self.stopped, self.done, self.run_id = 0, False, False, ""
+        self.metrics: dict[str, float] = {}
+        self.errors: Events = []
+
+    def read(self, events: Events) -> None:
+        """Take note of events and pass them on."""
+        for event in events:
+            kind = event["event"]
+            if kind == "error":
+                self.errors.append(event)
+            elif kind == "evaluation":
+                self.metrics = dict(event["metrics"])
+            elif kind == "tracked":
+                self.run_id = event["run_id"]
+            elif kind == "done":
+                self.step, self.stopped, self.done = event["step"], event["stopped"], True
+            self.on_event(event)
+
+    def outcome(self, job: TrainJob, failure: Exception | None) -> TrainOutcome:
+        """How it ended.
+
+        Raises:
+            TrainingError: it did not end well.
+        """
+        if self.done and not failure:
+            return TrainOutcome(self.step, self.stopped, self.metrics, self.run_id)
+        log = f"the logs {job.run_dir}/logs/rank-*.log tell more"
+        typed = [event for event in self.errors if event.get("typed")]
+        if typed:
+            error = TrainingError(typed[-1]["message"])
+            error.exit_code = typed[-1].get("exit_code", 1)
+            raise error
+        reasons = [event["message"] for event in self.errors] or ([str(failure)] if failure else [])
+        raise TrainingError(
+            f"Training failed: {reasons[-1] if reasons else 'no worker reported'}", mend=log
+        ) from failure
+
+
+def publish(job: TrainJob, images: int, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Measure a finished run and register it, as a Ray task of one worker's size.
+
+    Returns:
+        The ``published`` event: ``name``, ``version`` and ``metrics``.
+
+    Raises:
+        TrainingError: it failed; the message says why.
+    """
+    workers = job.config.workers
+    spec = {
+        "config": job.config.model_dump(mode="json"),
+        "run_dir": str(job.run_dir),
+        "tracking_uri": job.tracking_uri,
+        "images": images,
+    }
+    size = {"num_cpus": workers.cpus, "num_gpus": workers.gpus, "max_retries": 0}
+    stream: Any = ray.remote(publish_task).options(num_returns="streaming", **size).remote(spec)
+    log = job.run_dir / "logs" / "publish.log"
+    reasons = []
+    for reference in stream:
+        event: dict[str, Any] = ray.get(reference)
+        on_event(event)
+        if event["event"] == "published":
+            return event
+        if event["event"] == "error":
+            reasons.append(event["message"])
+    raise TrainingError(reasons[-1] if reasons else "Publishing ended without a word.", mend=f"its log is {log}")

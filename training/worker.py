@@ -1,0 +1,45 @@
+"""What the fork server forks: the one entry that a request can run."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from training import publish
+from training.errors import DarkroomError, UsageError
+from training.run import Run
+from training.spec import Emit, WorkerSpec, mark
+
+
+def main(task: str, spec: Mapping[str, Any], emit: Emit) -> int:
+    """Run one rank, or publish a run; returns the exit code.
+
+    Every failure is told through ``emit`` and in the log.
+
+    Args:
+        task: ``"train"`` or ``"publish"``.
+        spec: a ``WorkerSpec`` or a ``publish.PublishSpec`` as a mapping.
+        emit: takes events.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    emit(mark("process forked"))
+    try:
+        if task == "publish":
+            publish.main(spec, emit)
+        elif task == "train":
+            Run(WorkerSpec(**spec), emit).train()
+        else:
+            raise UsageError(
+                "There is no such task.", value=task, rule="one of the tasks", options=["train", "publish"]
+            )
+    except DarkroomError as error:
+        traceback.print_exc()
+        emit({"event": "error", "typed": True, "exit_code": error.exit_code, "message": error.as_text()})
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001  the boundary: told, logged, and the exit code says so
+        traceback.print_exc()
+        emit({"event": "error", "message": f"{type(error).__name__}: {error}"})
+        return 1
+    return 0
