@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def require_server(uri: str, timeout_s: float = 5.0) -> None:
+def require_server(uri: str, timeout_s: float = 15.0) -> None:
     """Make sure that an MLflow server answers at ``uri``; does not import MLflow.
 
     Raises:

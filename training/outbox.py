@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.error import URLError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -90,16 +91,13 @@ class Outbox:
         client: connected to the server, with bounded retries and timeouts of its own.
         run_id: the run that gets the records.
         is_up: tells whether the server answers at all.
-        on_tick: called about once a second in the thread, e.g. to sample system metrics.
     """
 
-    def __init__(
-        self, client: MlflowClient, run_id: str, *, is_up: Callable[[], bool], on_tick: Callable[[], None]
-    ) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, *, is_up: Callable[[], bool]) -> None:
         self._client = client
         self._run_id = run_id
         self._is_up = is_up
-        self._on_tick = on_tick
+        self._on_tick: Callable[[], None] = _nothing
         self._waiting: deque[Record] = deque()
         self._refused = 0
         self._attempts = 0
@@ -108,6 +106,14 @@ class Outbox:
         self._given_up = threading.Event()
         # a daemon: a server that hangs must not keep a finished training process alive
         self._thread = threading.Thread(target=self._run, name="mlflow-outbox", daemon=True)
+
+    def start(self, on_tick: Callable[[], None]) -> None:
+        """Begin to deliver.
+
+        Args:
+            on_tick: called about once a second in the thread, e.g. to sample system metrics.
+        """
+        self._on_tick = on_tick
         self._thread.start()
 
     def put(self, record: Record) -> None:
@@ -195,7 +201,7 @@ class Outbox:
 
     def _holds(self, error: Exception) -> bool:
         """Whether the failed record should wait; if not, it is refused. Says so in the log, once per outage."""
-        if not _is_refusal(error):
+        if not is_refusal(error):
             if not self._is_up():
                 if not self._away:
                     _log.warning("MLflow is away; metrics wait here and go on to metrics.jsonl. (%s)", _short(error))
@@ -217,7 +223,7 @@ def _short(error: Exception) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _is_refusal(error: Exception) -> bool:
+def is_refusal(error: BaseException) -> bool:
     """Whether trying again cannot help: a client-side mistake, or HTTP 4xx other than timeout and too many."""
     import requests
     from mlflow.exceptions import MlflowException
@@ -227,5 +233,5 @@ def _is_refusal(error: Exception) -> bool:
     elif isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
     else:
-        return not isinstance(error, requests.RequestException)
+        return not isinstance(error, (requests.RequestException, URLError, ConnectionError, TimeoutError))
     return 400 <= status < 500 and status not in {408, 429}

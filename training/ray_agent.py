@@ -30,11 +30,17 @@ class Mailbox:
     def __init__(self) -> None:
         self._events: Events = []
         self._stop = False
+        self._reasons: dict[str, str] = {}
 
     def put(self, events: Events) -> bool:
         """Take events; True asks the sender to stop its training process."""
         self._events.extend(events)
+        self._reasons |= {event["label"]: event["message"] for event in events if event["event"] == "error"}
         return self._stop
+
+    def reason(self, label: str) -> str:
+        """The last error that a run told of; empty for none."""
+        return self._reasons.get(label, "")
 
     def drain(self) -> Events:
         """The events since the last call."""

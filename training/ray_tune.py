@@ -1,7 +1,8 @@
 """Ray Tune wiring: trials are Ray Train runs on the node's one warm fork server.
 
-A finished trial leaves ``result.json`` in its folder; the same sweep again runs only what is missing, and an
-interrupted trial goes on from its checkpoint. Nothing of Tune's own state is read back, because it is pickled.
+A trial that has ended leaves ``result.json`` in its folder; the same sweep again runs only what is missing or has
+failed, and an interrupted trial goes on from its checkpoint. Nothing of Tune's own state is read back, because it is
+pickled.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class SweepJob:
 
 
 def run(job: SweepJob, on_event: Callable[[dict[str, Any]], None]) -> list[Trial]:
-    """Run the trials that have no result yet; returns all of them, best first.
+    """Run the trials that have no result yet or have failed; returns all of them, best first.
 
     Args:
         job: the sweep.
@@ -102,7 +103,11 @@ def run(job: SweepJob, on_event: Callable[[dict[str, Any]], None]) -> list[Trial
     """
     configs = [job.config(number) for number in range(job.sweep.trials)]
     ray_train.check_resources(configs[0])
-    missing = [number for number in range(job.sweep.trials) if _read(job, number) is None]
+    missing = [
+        number
+        for number in range(job.sweep.trials)
+        if (trial := _read(job, number)) is None or trial.status == "failed"
+    ]
     if missing:
         _run_missing(job, missing, on_event)
     trials = [trial for number in range(job.sweep.trials) if (trial := _read(job, number))]
@@ -208,7 +213,7 @@ class _Results(tune.Callback):
 
     def _write(self, trial: Any, status: Any, step: int) -> None:
         number = int(trial.config["number"])
-        reason = "" if status != "failed" else (trial.error_file and _tail(trial.error_file)) or "no evaluation"
+        reason = "" if status != "failed" else self._reason(number, trial.error_file)
         loss = trial.last_result.get(METRIC)
         result = Trial(number, self.job.sweep.values(number), status, step, loss, reason)
         path = self.job.trial_folder(number) / RESULT
@@ -217,6 +222,11 @@ class _Results(tune.Callback):
         partial.write_text(json.dumps({"fingerprint": _fingerprint(self.job, number), **asdict(result)}))
         partial.rename(path)
         self.mailbox.put.remote([{"event": "trial", "label": str(number), **asdict(result)}])
+
+    def _reason(self, number: int, error_file: str | None) -> str:
+        """What the training process said, or else what Ray did."""
+        told: str = ray.get(self.mailbox.reason.remote(str(number)))
+        return told or (error_file and _tail(error_file)) or "it ended without an evaluation"
 
 
 def _tail(path: str) -> str:
@@ -229,7 +239,7 @@ def _fingerprint(job: SweepJob, number: int) -> Any:
 
 
 def _read(job: SweepJob, number: int) -> Trial | None:
-    """A trial's result, unless it failed or was of another recipe."""
+    """How a trial ended; None when it has not, or was of another recipe."""
     path = job.trial_folder(number) / RESULT
     if not path.is_file():
         return None

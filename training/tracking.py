@@ -34,6 +34,7 @@ _STATE = "mlflow_run.json"
 _METRICS = "metrics.jsonl"
 _SYSTEM_METRICS_EVERY_S = 10.0
 _PARAMS_PER_REQUEST = 100
+_RETRY_S = 1.0
 
 
 class TrackingConfig(BaseModel):
@@ -90,17 +91,32 @@ class Tracker:
         self._system = SystemMetricsMonitor(self.run_id, tracking_uri=context.uri)  # type: ignore[no-untyped-call]
         self._sample_at = time.monotonic()
         self._file_works = True
-        self._outbox = outbox.Outbox(
-            client, self.run_id, is_up=lambda: _answers(context.uri), on_tick=self._sample_system
-        )
+        self._outbox = outbox.Outbox(client, self.run_id, is_up=lambda: _answers(context.uri))
+        self._outbox.start(self._sample_system)  # which puts into the outbox
 
     @classmethod
-    def open(cls, context: RunContext) -> Tracker:
+    def open(cls, context: RunContext, patience_s: float = 60.0) -> Tracker:
         """Start a run, or go on with the one that ``run_dir`` names.
 
+        Args:
+            context: what the run records about itself.
+            patience_s: how long a server that is busy, restarting or answers with 5xx is asked again.
+
         Raises:
-            TrackingError: the server cannot be reached or refuses.
+            TrackingError: the server could not be reached in that time, or refuses.
         """
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return cls._open(context)
+            except TrackingError as error:
+                if not _may_pass(error) or time.monotonic() > deadline:
+                    raise
+                _log.warning("MLflow is asked again: %s", error.message)
+                time.sleep(_RETRY_S)
+
+    @classmethod
+    def _open(cls, context: RunContext) -> Tracker:
         require_server(context.uri)
         context.run_dir.mkdir(parents=True, exist_ok=True)
         client = connect(context.uri)
@@ -157,6 +173,11 @@ class Tracker:
             monitor.clear_metrics()  # type: ignore[no-untyped-call]
         # seconds since the run began: the axis goes on where a resumed run left it
         self._outbox.put(outbox.Metrics((int(time.time() * 1000) - self._started_ms) // 1000, values))
+
+
+def _may_pass(error: TrackingError) -> bool:
+    """Whether asking again can help: nothing answered, or the server itself stumbled."""
+    return error.__cause__ is not None and not outbox.is_refusal(error.__cause__)
 
 
 def _answers(uri: str) -> bool:

@@ -40,7 +40,7 @@ def sweep(
 ) -> None:
     """Search over the recipe's fields; the best trial has the lowest held-out loss.
 
-    ASHA stops weak trials early. The same command again runs only the trials that have no result.
+    ASHA stops weak trials early. The same command again runs only the trials that have no result or failed.
     """
     from training.config import load_recipe
     from training.errors import ConfigError
@@ -82,6 +82,9 @@ def _show(trials: Sequence[Trial], mlflow_url: str) -> None:
         loss = "-" if trial.loss is None else f"{trial.loss:.4f}"
         table.add_row("best" if place == 0 else "", str(trial.number), values, trial.status, str(trial.step), loss)
     Console().print(table)
+    for trial in trials:
+        if trial.reason:
+            typer.echo(f"trial {trial.number} failed: {trial.reason}")
     best = " ".join(f"--set {key}={value}" for key, value in trials[0].values.items())
     typer.echo(f"train the best: darkroom train ... {best}")
     typer.echo(f"MLflow: {mlflow_url}")

@@ -28,7 +28,7 @@ def test_a_sweep_knows_its_best_trial_and_is_not_run_twice(
     assert done.returncode == 0, done.stderr
     trials: list[dict[str, Any]] = json.loads(done.stdout)
     assert sorted(trial["values"]["optimizer.learning_rate"] for trial in trials) == [1e-6, 1e-3, 1e-2]
-    assert all(trial["status"] in {"finished", "stopped"} for trial in trials)
+    assert all(trial["status"] in {"finished", "stopped"} for trial in trials), (trials, done.stderr)
     assert trials[0]["status"] == "finished"
     assert trials[0]["values"]["optimizer.learning_rate"] != 1e-6, "it cannot learn"
     reached = [(-trial["step"], trial["loss"]) for trial in trials]
@@ -50,3 +50,19 @@ def test_a_sweep_knows_its_best_trial_and_is_not_run_twice(
     again = darkroom("sweep", TINY, "--data", small_data, *ARGUMENTS, timeout_s=60)
     assert json.loads(again.stdout) == trials
     assert "trial 0: step" not in again.stderr
+
+
+def test_a_bad_trial_is_named_and_the_others_go_on(
+    darkroom: Darkroom, stack: Stack, small_data: Path, tmp_path: Path
+) -> None:
+    encoders = f"text.encoder=choice({tmp_path}/nowhere, packaged:all-minilm-l6-v2)"
+    done = darkroom(
+        *("sweep", TINY, "--data", small_data, "--trials", "2", "--steps", "2", "--grace-steps", "2", "--json"),
+        *("--set", "name=half", "--search", encoders),
+        timeout_s=290,
+    )
+    assert done.returncode == 0, done.stderr
+    good, bad = json.loads(done.stdout)
+    assert (good["status"], good["step"], good["reason"]) == ("finished", 2, "")
+    assert (bad["status"], bad["loss"]) == ("failed", None)
+    assert f"{tmp_path}/nowhere" in bad["reason"]

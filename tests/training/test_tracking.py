@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -210,9 +211,21 @@ def test_a_killed_server_is_waited_for_and_caught_up_with(
     assert json.loads((tmp_path / "other/metrics.jsonl").read_text())["loss"] == 1.0
 
 
+def test_a_server_that_starts_late_is_waited_for(
+    server: _Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.kill()
+    with ThreadPoolExecutor(1) as beside:
+        opening = beside.submit(Tracker.open, _context(server.uri, tmp_path / "run"), 120.0)
+        _until(lambda: "MLflow is asked again" in caplog.text, "the first refusal")
+        server.start()
+        tracker = opening.result(60)
+    assert tracker.close("FINISHED", timeout_s=60) == 0
+
+
 def test_no_server_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match=r"cannot be reached.\n.*127.0.0.1:9(.*\n)*.*mend: .*darkroom up"):
-        Tracker.open(_context(_NOWHERE, tmp_path / "run"))
+        Tracker.open(_context(_NOWHERE, tmp_path / "run"), patience_s=0)
     assert not (tmp_path / "run").exists(), "nothing half-written"
     with pytest.raises(TrackingError, match=r"http\(s\)://host:port"):
         require_server("sqlite:///mlflow.db")
