@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from cluster import stack
-from cluster.hardware import cores, gpus
+from cluster.hardware import cores, cpu_has_bf16, gpus
 from training.errors import DarkroomError
 
 MIN_DISK_GB = 10
@@ -104,7 +104,9 @@ def _accelerator() -> Finding:
     found = gpus()
     build = importlib.metadata.version("torch")
     if not found:
-        return Finding("accelerator", True, f"no NVIDIA GPU: DeepSpeed runs on the CPU (torch {build})")
+        products = "bf16" if cpu_has_bf16() else "fp32, for it has no bf16 arithmetic"
+        detail = f"no NVIDIA GPU: DeepSpeed runs on the CPU in {products} (torch {build})"
+        return Finding("accelerator", True, detail)
     detail = f"{len(found)} x {found[0]}; torch {build}"
     ok = not build.endswith("+cpu")
     return Finding(

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def cores() -> int:
     """The CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies in bf16 itself; without, training computes in fp32."""
+    facts = Path("/proc/cpuinfo")
+    words = facts.read_text().split() if facts.is_file() else []
+    return any(word.endswith("bf16") for word in words)
 
 
 def gpus() -> list[str]:

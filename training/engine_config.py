@@ -14,8 +14,9 @@ class EngineConfig(BaseModel):
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What is sharded over the workers: 1 optimizer state, 2 and gradients, 3 and weights (Rajbhandari et al. 2020)."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Precision of the matrix products; master weights, their gradients and the optimizer stay fp32."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Precision of the matrix products; auto is bf16 where every worker's hardware has it, fp32 elsewhere. Master
+    weights, their gradients and the optimizer stay fp32."""
     gradient_clip: float = Field(default=1.0, ge=0)
     """Largest norm of the whole gradient; 0 never clips."""
     micro_batch: int | None = Field(default=None, ge=1)

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,7 @@ from deepspeed.utils import (
 from training.engine_config import EngineConfig
 from training.errors import CheckpointError
 from training.optim import AdamWConfig
+from training.precision import Precision, resolve
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -46,6 +47,13 @@ def connect(rank: int, local_rank: int, world: int, address: str, port: int) -> 
     dist.init_process_group(backend, init_method=f"tcp://{address}:{port}", rank=rank, world_size=world)
 
 
+def common_precision(wished: Precision) -> Literal["bf16", "fp32"]:
+    """The same on every rank: with ``auto``, bf16 only where all of them have it. Every rank calls it."""
+    here = torch.tensor(float(resolve(wished) == "bf16"), device="cuda" if torch.cuda.is_available() else "cpu")
+    dist.all_reduce(here, dist.ReduceOp.MIN)
+    return "bf16" if bool(here) else "fp32"
+
+
 class Engine:
     """A module trained by DeepSpeed.
 
@@ -54,6 +62,9 @@ class Engine:
         optimizer: how the weights move.
         config: the recipe's engine section.
         global_batch: samples per optimizer step over all workers.
+
+    Attributes:
+        precision: what matrix products are computed in.
     """
 
     def __init__(
@@ -61,6 +72,7 @@ class Engine:
     ) -> None:
         world = dist.get_world_size()
         self.config = config
+        self.precision = common_precision(config.precision)
         self.micro_batch = config.micro_batch or global_batch // world
         self.accumulation = global_batch // (world * self.micro_batch)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -83,7 +95,7 @@ class Engine:
             "zero_allow_untested_optimizer": True,
             "zero_optimization": {"stage": self.config.zero_stage},
             "torch_autocast": {
-                "enabled": self.config.precision == "bf16",
+                "enabled": self.precision == "bf16",
                 "dtype": "bfloat16",
                 # gradients are summed over workers in fp32, whatever the products were computed in
                 "lower_precision_safe_modules": [],

@@ -21,6 +21,7 @@ from training.errors import CheckpointError
 from training.evaluate.evaluator import Evaluator, read_split
 from training.evaluate.features import EfficientNetFeatures
 from training.evaluate.kid import kid
+from training.precision import resolve
 
 KID_SUBSETS = 50
 KID_SUBSET = 100
@@ -125,7 +126,7 @@ def _measure(
             prompt_states=states.rows(slice(1, None)),
             unconditional=states.rows(slice(0, 1)),
             device="cuda" if torch.cuda.is_available() else "cpu",
-            precision=config.engine.precision,
+            precision=resolve(config.engine.precision),
         )
         if held_out is not None and (loss := evaluator.held_out_loss()) is not None:
             metrics["held_out_loss"] = loss

@@ -20,6 +20,7 @@ from training.ema import Ema
 from training.embeddings import embed_once, ensure_embedded
 from training.errors import CheckpointError, DarkroomError
 from training.evaluate.evaluator import Evaluator, read_split
+from training.precision import has_bf16
 from training.spec import Emit, WorkerSpec, mark
 from training.step import DiffusionStep, ObjectiveLoss
 from training.tracking import RunContext, Tracker
@@ -96,9 +97,15 @@ class Run:
         unconditional = states[0].rows(slice(0, 1))
         torch.manual_seed(config.seed)  # the fresh weights; every later draw is keyed
         network = config.model.build(text_width=unconditional.tokens.shape[-1])
+        twin = copy.deepcopy(network)  # before ZeRO 3 takes the weights apart
+        module = ObjectiveLoss(network, config.objective)
+        self.engine = parallel.Engine(module, config.optimizer, config.engine, config.global_batch)
+        if self.spec.rank == 0 and self.engine.precision == "bf16" and not has_bf16():
+            message = "This machine has no bf16 arithmetic; emulated, it is many times slower than fp32."
+            self.emit({"event": "warning", "message": message})
         images, readable = read_split(held_out, config.model.resolution)
         self.evaluator = Evaluator(
-            copy.deepcopy(network),  # before ZeRO 3 takes the weights apart
+            twin,
             config.objective,
             config.evaluation,
             seed=config.seed,
@@ -107,11 +114,9 @@ class Run:
             prompts=prompts,
             prompt_states=prompt_states,
             unconditional=unconditional,
-            device="cuda" if torch.cuda.is_available() else "cpu",
-            precision=config.engine.precision,
+            device=self.engine.device,
+            precision=self.engine.precision,
         )
-        module = ObjectiveLoss(network, config.objective)
-        self.engine = parallel.Engine(module, config.optimizer, config.engine, config.global_batch)
         self.ema = Ema(config.ema, self.engine.owned())
         self.step = DiffusionStep(
             self.engine,

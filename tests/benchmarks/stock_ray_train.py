@@ -15,6 +15,7 @@ def loop(config: dict[str, str]) -> None:
 
     from training.conditioning import Conditioning
     from training.models import UNetConfig, apply_unet
+    from training.precision import has_bf16
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compilation of 41 s, once per machine
     network = UNetConfig().build(384)
@@ -25,7 +26,7 @@ def loop(config: dict[str, str]) -> None:
             "train_micro_batch_size_per_gpu": 32,
             "zero_optimization": {"stage": 1},
             "zero_allow_untested_optimizer": True,
-            "torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []},
+            "torch_autocast": {"enabled": has_bf16(), "dtype": "bfloat16", "lower_precision_safe_modules": []},
         },
         dist_init_required=False,
     )

@@ -154,7 +154,7 @@ def test_an_unknown_kind_lists_the_kinds() -> None:
         ("ema.decay=1", ["ema.decay is not valid", "less than 1"]),
         ("optimizer.learning_rate=-1e-3", ["optimizer.learning_rate", "-0.001", "greater than 0"]),
         ("engine.zero_stage=4", ["engine.zero_stage", "4", "0, 1, 2 or 3"]),
-        ("engine.precision=fp16", ["engine.precision", "'fp16'", "'bf16' or 'fp32'"]),
+        ("engine.precision=fp16", ["engine.precision", "'fp16'", "'auto', 'bf16' or 'fp32'"]),
         ("name=a/b", ["name is not valid", "'a/b'", "pattern"]),
         ("model=big", ["model is not valid", "'big'"]),
         ("model.resolution=null", ["model.resolution", "valid integer"]),
