@@ -23,10 +23,11 @@ def provenance_tags(repository: Path) -> dict[str, str]:
         repository: the directory with ``requirements.lock``; its git commit is read where it is a checkout.
 
     Returns:
-        ``mlflow.source.git.commit`` and ``darkroom.git_dirty`` (only in a git checkout),
-        ``darkroom.lock_sha256`` (only where the lock file is), and ``darkroom.version.<package>``.
+        ``mlflow.source.name``, without which MLflow's pages hide the commit; ``mlflow.source.git.commit`` and
+        ``darkroom.git_dirty`` (only in a git checkout); ``darkroom.lock_sha256`` (only where the lock file is);
+        ``darkroom.version.<package>``.
     """
-    tags = _git_tags(repository)
+    tags = {"mlflow.source.name": "darkroom", **_git_tags(repository)}
     lock = repository / "requirements.lock"
     if lock.is_file():
         tags["darkroom.lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()

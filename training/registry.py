@@ -73,7 +73,7 @@ def _upload(
     client: MlflowClient, model: RegisteredModel, bundle: Path, manifest: BundleManifest, run_id: str, digest: str
 ) -> ModelVersion:
     """The version is registered last: it never points at half a bundle."""
-    from mlflow.entities import Metric
+    from mlflow.entities import LoggedModelOutput, Metric
 
     run = client.get_run(run_id)
     metrics = manifest.provenance.metrics
@@ -88,6 +88,7 @@ def _upload(
     now_ms, step = int(datetime.now(UTC).timestamp() * 1000), manifest.provenance.step
     points = [Metric(key, value, now_ms, step, model_id=logged.model_id) for key, value in metrics.items()]
     client.log_batch(run_id, metrics=points)
+    client.log_outputs(run_id, models=[LoggedModelOutput(logged.model_id, step)])
     client.finalize_logged_model(logged.model_id, "READY")
     made = client.create_model_version(
         model.name,

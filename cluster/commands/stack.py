@@ -6,7 +6,7 @@ import dataclasses
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from cluster import stack
@@ -98,7 +98,7 @@ def _live(found: Stack) -> dict[str, Any]:
 
 
 def _table(parts: list[ComponentStatus], applications: dict[str, str], found: Stack | None) -> Table:
-    table = Table("component", "state", "address", "pid", "up", box=None, pad_edge=False)
+    table = Table("component", "state", Column("address", overflow="fold"), "pid", "up", box=None, pad_edge=False)
     for part in parts:
         uptime = "" if part.uptime_s is None else _duration(part.uptime_s)
         style = "green" if part.state == "running" else "red"

@@ -235,6 +235,7 @@ def test_provenance(tmp_path: Path) -> None:
     (tmp_path / "requirements.lock").write_text("torch==2.13.0\n")
     tags = provenance_tags(tmp_path)
     assert "mlflow.source.git.commit" not in tags
+    assert tags["mlflow.source.name"] == "darkroom"
     assert len(tags["darkroom.lock_sha256"]) == 64
     assert tags["darkroom.version.mlflow"].startswith("3.")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.org"]
