@@ -5,7 +5,9 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/lock.sha256
-WANTED := $(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-64)
+# What the environment was made of, and where: a moved or copied one has scripts that start another's Python.
+STATE  = { cat requirements.lock pyproject.toml; echo "$(CURDIR)"; readlink -f $(BIN)/python; } 2>&1 | sha256sum
+PIP    = $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 SHELL         := /bin/bash
 .SHELLFLAGS   := -euo pipefail -c
@@ -43,21 +45,28 @@ bench: venv  ## the benchmarks, with their figures printed
 	@$(BIN)/python -m tests.benchmarks.startup
 
 clean:  ## stop the local stack and remove .venv, caches and build leftovers; .darkroom stays
-	@if [ -x $(BIN)/darkroom ] && [ -e .darkroom/stack.json ]; then \
-	    echo "==> clean: stopping the local stack"; $(BIN)/darkroom down; fi
+	@if [ -e .darkroom/stack.json ]; then \
+	    echo "==> clean: stopping the local stack"; \
+	    $(BIN)/python -m cluster down || echo "==> clean: $(BIN) does not work, so nothing was stopped:" \
+	        "if a stack still runs, \`make venv\` and then \`$(BIN)/darkroom down\` stop it" >&2; fi
 	@echo "==> clean: removing .venv and caches (your runs in .darkroom are kept)"
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	@find cluster serving training tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# pip reads only what the lock names. The stamp is written last, so an interrupted install is made again.
+# Whatever has no valid stamp is made from nothing. The stamp is written last, so an interrupted install is made again.
+# torch's CUDA build needs packages that torch itself names; the lock leaves them out, because the CPU build has none.
 venv:
-	@if [ "$$(cat $(STAMP) 2>/dev/null)" = "$(WANTED)" ]; then exit 0; fi; \
+	@if $(BIN)/python -c '' 2>/dev/null && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$($(STATE))" ]; then exit 0; fi; \
 	echo "==> environment: $(VENV) is missing or stale; making it from requirements.lock (minutes)"; \
 	command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; set PYTHON=/path/to/python3.11" >&2; exit 1; }; \
-	rm -f $(STAMP); \
-	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements.lock; \
+	$(PYTHON) -m venv --clear $(VENV); \
+	$(PIP) --no-deps -r requirements.lock; \
+	if ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
+	    echo "==> environment: this torch is a CUDA build; adding the CUDA packages that it names (GB)"; \
+	    $(PIP) -c requirements.lock "$$(grep '^torch==' requirements.lock)"; \
+	    $(BIN)/python -c 'import torch'; \
+	fi; \
 	echo "==> environment: darkroom itself, editable"; \
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
-	echo "$(WANTED)" > $(STAMP); \
+	$(PIP) --no-deps --no-build-isolation --editable .; \
+	$(STATE) > $(STAMP); \
 	echo "==> environment: ready"

@@ -21,7 +21,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from cluster.console import Session, say, show_error, show_unexpected
-from training.errors import DarkroomError
+from training.errors import DarkroomError, UsageError
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,10 @@ def start(
     ] = False,
 ) -> None:
     """Train image generators on a Ray cluster, and put the best one behind an HTTP endpoint."""
-    session = Session(home=home.expanduser().absolute(), debug=debug, console=Console())
+    home = home.expanduser()
+    session = Session(home.absolute(), debug=debug, console=Console(), home_is_absolute=home.is_absolute())
+    if home.exists() and not home.is_dir():
+        raise UsageError("The home is not a folder.", value=str(home), rule="a folder, or a place for one")
     if isinstance(context.obj, list):
         context.obj.append(session)  # for main(), which outlives this context
     context.obj = session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -11,17 +12,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from pydantic import BaseModel, ConfigDict
 
 from cluster.dashboard import Dashboard
 from cluster.hardware import cores, gpus
+from cluster.processes import ProcessRecord
 from training.errors import StackError
 
 OBJECT_STORE_BYTES = 400 * 2**20
 """Darkroom's batches do not travel through Ray; Ray's own default, 30 % of the memory, would be taken from training."""
 
-_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_NAMESPACE")
-"""Variables that point at another cluster."""
+_LOCAL_HOSTS = ("127.0.0.1", "localhost")
+"""Where everything of a local stack listens."""
+
+_ELSEWHERE = frozenset(
+    {
+        *("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_NAMESPACE"),
+        *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_BACKEND_STORE_URI", "MLFLOW_REGISTRY_STORE_URI"),
+    }
+)
+"""The user's variables that point at another cluster or another MLflow."""
 
 
 class Ports(BaseModel):
@@ -67,9 +78,15 @@ class Component:
     """How long it may take to leave."""
 
 
-def components(home: Path, ports: Ports) -> tuple[Component, ...]:
-    """What a stack in ``home`` consists of, in the order of starting."""
-    return (ray(home, ports), mlflow(home, ports), fork_server(home, ports))
+def components(home: Path, ports: Ports, records: Mapping[str, ProcessRecord]) -> tuple[Component, ...]:
+    """What a stack in ``home`` consists of, in the order of starting.
+
+    Args:
+        home: of the stack.
+        ports: of the stack.
+        records: the processes that were started before, by component.
+    """
+    return (ray(home, ports), mlflow(home, ports), fork_server(home, ports, records.get("forks")))
 
 
 def mark(home: Path) -> str:
@@ -98,6 +115,20 @@ def ray_environment(token: Path) -> dict[str, str]:
     return environment if gpus() else {**environment, "DS_ACCELERATOR": "cpu"}
 
 
+def direct() -> dict[str, str]:
+    """What keeps a proxy of the user's away from this machine's own addresses."""
+    found = {}
+    for name in ("NO_PROXY", "no_proxy"):  # both: libraries differ in which they read
+        kept = [host for host in os.environ.get(name, "").split(",") if host.strip()]
+        found[name] = ",".join([*kept, *(host for host in _LOCAL_HOSTS if host not in kept)])
+    return found
+
+
+def _inherited() -> dict[str, str]:
+    """The user's environment as far as it may reach a component."""
+    return {name: value for name, value in os.environ.items() if name not in _ELSEWHERE} | direct()
+
+
 def ray(home: Path, ports: Ports) -> Component:
     """Ray's head node with its dashboard: never without, because Tune leaks placement groups then."""
     folder = temp_dir(home)
@@ -106,7 +137,6 @@ def ray(home: Path, ports: Ports) -> Component:
         _make_token(token_path(home))
         _make_temp_dir(folder)
 
-    inherited = {name: value for name, value in os.environ.items() if name not in _INHERITED}
     # jobs and workers start `python` by name: it must be ours
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     options = {
@@ -130,7 +160,7 @@ def ray(home: Path, ports: Ports) -> Component:
             *(f"--{name}={value}" for name, value in options.items()),
         ),
         environment={
-            **inherited,
+            **_inherited(),
             **ray_environment(token_path(home)),
             # without it, Train's clean-up of a stopped trial gives up where the machine has a second Ray
             "RAY_ADDRESS": f"127.0.0.1:{ports.ray}",
@@ -167,7 +197,7 @@ def mlflow(home: Path, ports: Ports) -> Component:
             *(f"--{name}={value}" for name, value in options.items()),
         ),
         environment={
-            **os.environ,
+            **_inherited(),
             "MLFLOW_DISABLE_TELEMETRY": "true",
             # eight more processes and 2 GB, for evaluating language models
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -180,21 +210,37 @@ def mlflow(home: Path, ports: Ports) -> Component:
     )
 
 
-def fork_server(home: Path, ports: Ports) -> Component:
-    """Holds torch, DeepSpeed and diffusers imported, so that training processes start in a second."""
+def fork_server(home: Path, ports: Ports, record: ProcessRecord | None) -> Component:
+    """Holds torch, DeepSpeed and diffusers imported, so that training processes start in a second.
+
+    Its socket is named after the code that it holds. One that lives is known by the socket that it was started with:
+    when the code has changed since, a training may still run below it, and agents find or start one of their own.
+    """
     from training.agent import socket_path
 
-    socket = socket_path(str(ports.ray))
+    environment = {**_inherited(), **ray_environment(token_path(home)), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    socket = (record and _socket_of(record)) or socket_path(str(ports.ray), environment)
     return Component(
         name="forks",
         argv=(sys.executable, "-m", "training.agent", "serve", "--socket", str(socket)),
-        environment={**os.environ, **ray_environment(token_path(home)), "MLFLOW_DISABLE_TELEMETRY": "true"},
+        environment=environment,
         address=str(socket),
         ports=(),
         prepare=lambda: None,
         clean=lambda: socket.unlink(missing_ok=True),
         healthy=socket.exists,
     )
+
+
+def _socket_of(record: ProcessRecord) -> Path | None:
+    """What a living fork server listens on, by its own command line."""
+    process = record.find()
+    if process is None:
+        return None
+    with contextlib.suppress(psutil.Error, ValueError, IndexError):  # it ended just now, or is not one
+        words = process.cmdline()
+        return Path(words[words.index("--socket") + 1])
+    return None
 
 
 def _mlflow_answers(url: str) -> bool:
@@ -207,13 +253,27 @@ def _mlflow_answers(url: str) -> bool:
 
 
 def _make_token(path: Path) -> None:
-    """Ray's own would be readable by everybody."""
+    """Ray's own would be readable by everybody. Whole or absent: a kill between making and filling leaves none.
+
+    Raises:
+        StackError: it is there and empty.
+    """
     if path.exists():
         path.chmod(0o600)
+        if not path.read_text().strip():
+            raise StackError(
+                "The file with Ray's token is empty.",
+                value=str(path),
+                rule="64 hexadecimal digits",
+                mend="remove the file; `darkroom up` makes another",
+            )
         return
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    aside = path.with_suffix(".part")
+    aside.unlink(missing_ok=True)
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32))
+    aside.rename(path)
 
 
 def _make_temp_dir(path: Path) -> None:

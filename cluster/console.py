@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 import traceback
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ class Session:
     """Show tracebacks."""
     console: Console
     """Results, on stdout."""
+    home_is_absolute: bool
+    """Whether the caller named the home by an absolute path, which means the same place on another machine."""
 
 
 def session(context: typer.Context) -> Session:
@@ -64,10 +67,7 @@ def show_error(error: DarkroomError) -> None:
 
 def show_unexpected(error: BaseException, home: Path) -> None:
     """A fault of ours or of a library: what it was, and the file that holds the traceback."""
-    folder = home / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"error-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-    path.write_text("".join(traceback.format_exception(error)))
+    path = _keep_traceback("".join(traceback.format_exception(error)), home)
     lines = (str(error).strip() or type(error).__name__).splitlines()
     screen = stderr()
     screen.print(
@@ -77,3 +77,16 @@ def show_unexpected(error: BaseException, home: Path) -> None:
     screen.print(
         Text.assemble(("  mend:", "bold"), " run again with --debug before the command to see it here"), soft_wrap=True
     )
+
+
+def _keep_traceback(text: str, home: Path) -> Path:
+    """The file that holds ``text``: among ``home``'s logs, or in the system's temporary folder when that fails."""
+    path = home / "logs" / f"error-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError:  # an unusable home may be the very fault that is shown
+        with tempfile.NamedTemporaryFile("w", prefix="darkroom-error-", suffix=".txt", delete=False) as file:
+            file.write(text)
+        return Path(file.name)
+    return path

@@ -81,14 +81,29 @@ class Dashboard:
         return state
 
     def _headers(self) -> dict[str, str]:
-        if self.token_path:
-            token = self.token_path.read_text().strip()
-        elif "RAY_AUTH_TOKEN" in os.environ:
+        """The token's header, if there is a token.
+
+        Raises:
+            StackError: the file with it cannot be read.
+        """
+        named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        path = self.token_path or (Path(named) if named else None)
+        if self.token_path is None and "RAY_AUTH_TOKEN" in os.environ:
             token = os.environ["RAY_AUTH_TOKEN"]
-        elif "RAY_AUTH_TOKEN_PATH" in os.environ:
-            token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
-        else:
+        elif path is None:
             return {}
+        else:
+            try:
+                token = path.read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise StackError(
+                    f"The file with Ray's token cannot be read: {error}.",
+                    value=str(path),
+                    rule="a file that holds the cluster's token and nothing else",
+                    mend="`darkroom down`, then `darkroom up`"
+                    if self.token_path
+                    else "export RAY_AUTH_TOKEN_PATH=/path/to/token, or unset it",
+                ) from error
         return {"Authorization": f"Bearer {token}"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -19,7 +20,9 @@ def cpu_has_bf16() -> bool:
 
 
 def gpus() -> list[str]:
-    """The names of the NVIDIA GPUs that the driver shows."""
+    """The names of the NVIDIA GPUs that the driver shows; none without the package that asks it."""
+    if importlib.util.find_spec("pynvml") is None:  # `darkroom doctor`, which names what is missing, comes by here
+        return []
     import pynvml
 
     try:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import shlex
-import shutil
 import sys
 import tempfile
 import time
@@ -17,56 +16,82 @@ from urllib.parse import urlsplit
 
 from cluster.console import Session, say
 from cluster.dashboard import Dashboard
+from cluster.results import Splitter
 from cluster.stack import find, use
 from training.errors import StackError, UsageError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-MAX_FILE_BYTES = 10 * 2**20
-"""Recipes and manifests travel with a job; pictures do not."""
-
 INTERRUPTED = 130
 """The exit code of a job that was stopped."""
 
+RECIPE = "recipe.yaml"
+"""What the recipe is called in a job's working directory."""
 
-def run_remotely(address: str, argv: Sequence[str], session: Session, *, tracking_uri: str | None = None) -> int:
-    """Run a ``darkroom`` command, less its ``--address``, on the cluster at ``address``; its exit code.
+
+def run_remotely(
+    address: str,
+    words: Sequence[str],
+    session: Session,
+    *,
+    tracking_uri: str | None = None,
+    files: Mapping[str, str] | None = None,
+) -> int:
+    """Run a ``darkroom`` command on the cluster at ``address``; its exit code.
+
+    The job's home is this session's: the same command again finds there what the last one left.
 
     Args:
         address: of the cluster's dashboard, ``http://host:port``.
-        argv: the words after ``darkroom``, e.g. ``sys.argv[1:]``.
+        words: the words after ``darkroom``, as ``words.again`` makes them.
         session: of this call.
-        tracking_uri: MLflow as the cluster reaches it; by default what MLFLOW_TRACKING_URI says here, else there.
+        tracking_uri: MLflow as the cluster reaches it; by default the local stack's for its own jobs, and for others
+            what MLFLOW_TRACKING_URI says here, else there.
+        files: by name, the text of small files that the job finds in its working directory.
 
     Raises:
-        UsageError: ``address`` is not an HTTP address.
+        UsageError: ``address`` is not an HTTP address, or another cluster has no home that all its nodes see.
         StackError: nobody answers there, or the token is refused.
     """
-    environment = {}
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri:
-        environment["MLFLOW_TRACKING_URI"] = uri
+    environment = {"DARKROOM_HOME": str(session.home)}
+    url = parse_address(address)
     local = find(session.home)
-    if local and local.dashboard_url == parse_address(address):
+    if local and local.dashboard_url == url.replace("//localhost:", "//127.0.0.1:"):
         use(local)
-        # the job's working directory is Ray's: `.darkroom` would mean another place there
-        environment |= {"DARKROOM_HOME": str(session.home), "MLFLOW_TRACKING_URI": uri or local.mlflow_url}
-    elif "DARKROOM_HOME" in os.environ:
-        environment["DARKROOM_HOME"] = os.environ["DARKROOM_HOME"]
-    words = without_option(argv, "--address")
-    entrypoint = ["python", "-m", "cluster", *words]
+        environment["MLFLOW_TRACKING_URI"] = tracking_uri or local.mlflow_url
+    else:
+        _require_shared_home(session)
+        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        environment |= {"MLFLOW_TRACKING_URI": uri} if uri else {}
+    entrypoint = ["python", "-m", "cluster", *(["--debug"] if session.debug else []), *words]
     with tempfile.TemporaryDirectory(prefix="darkroom-job-") as folder:
-        staged = stage_files(words, Path(folder))
-        return submit(address, entrypoint, working_dir=Path(folder) if staged else None, environment=environment)
+        for name, text in (files or {}).items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        return submit(url, entrypoint, working_dir=Path(folder) if files else None, environment=environment)
+
+
+def _require_shared_home(session: Session) -> None:
+    """Refuse a job whose runs would lie below Ray's working directory, where the next job cannot find them.
+
+    Raises:
+        UsageError: the home was not named by an absolute path.
+    """
+    if not session.home_is_absolute:
+        raise UsageError(
+            "A job on another cluster needs a home that all its nodes see.",
+            value=str(session.home),
+            rule="an absolute path on storage that every node mounts: runs are kept there and resumed from there",
+            options=("--home /shared/darkroom before the command", "DARKROOM_HOME=/shared/darkroom"),
+        )
 
 
 def submit(
     address: str, argv: Sequence[str], *, working_dir: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> int:
-    """Submit ``argv`` as a Ray job, print its logs as they come, and wait for its end; its exit code.
+    """Submit ``argv`` as a Ray job, follow it, and wait for its end; its exit code.
 
-    Ctrl-C stops the job.
+    Its stdout goes to ours and its stderr to ours, as they come. Ctrl-C stops the job.
 
     Args:
         address: of the cluster's dashboard, ``http://host:port``.
@@ -88,7 +113,9 @@ def submit(
     if working_dir is not None:
         runtime_env["working_dir"] = str(working_dir)
     try:
-        job = client.submit_job(entrypoint=shlex.join(argv), runtime_env=runtime_env)
+        job = client.submit_job(
+            entrypoint=shlex.join(["python", "-m", "cluster.results", *argv]), runtime_env=runtime_env
+        )
     except RuntimeError as error:  # all that Ray raises here
         raise StackError(f"Ray did not take the job: {error}", value=shlex.join(argv), mend=f"look at {url}") from error
     say(f"job {job} on {url}; Ctrl-C stops it")
@@ -123,46 +150,16 @@ def parse_address(address: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def without_option(argv: Sequence[str], option: str) -> list[str]:
-    """``argv`` without ``option VALUE`` and ``option=VALUE``."""
-    kept: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if word == option:
-            next(words, None)
-        elif not word.startswith(f"{option}="):
-            kept.append(word)
-    return kept
-
-
-def stage_files(argv: Sequence[str], folder: Path) -> list[Path]:
-    """Copy the small files that ``argv`` names relative to the current directory into ``folder``; what was copied.
-
-    A recipe travels with its job like this. A data set does not: it must lie where the cluster can read it.
-    """
-    here = Path.cwd()
-    copied = []
-    for word in argv:
-        path = Path(word.rpartition("=")[2])
-        if path.is_absolute() or not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
-            continue
-        if not path.resolve().is_relative_to(here.resolve()):
-            continue
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-        copied.append(path)
-    return copied
-
-
 async def _follow(client: JobSubmissionClient, job: str) -> None:
-    """Print a job's logs until it ends; a broken connection ends it too, the job does not."""
+    """Pass a job's output on until it ends; a broken connection ends it too, the job does not."""
+    output = Splitter(sys.stdout, sys.stderr)
     try:
         async for lines in client.tail_job_logs(job):
-            sys.stdout.write(lines)
-            sys.stdout.flush()
+            output.take(lines)
     except RuntimeError as error:
         say(f"the connection to the job's logs broke ({error}); waiting for its end")
+    finally:
+        output.close()
 
 
 def _exit_code(client: JobSubmissionClient, job: str) -> int:

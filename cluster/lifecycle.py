@@ -11,6 +11,9 @@ from cluster.components import Component, mark
 from cluster.state import Progress, State
 from training.errors import StackError
 
+SILENCE_S = 1.5
+"""How long the stack waits for a component without a word."""
+
 
 def mark_of(home: Path, part: Component) -> str:
     """What marks a component's processes, on the whole machine."""
@@ -22,14 +25,20 @@ def log_of(home: Path, part: Component) -> Path:
     return home / "logs" / f"{part.name}.log"
 
 
-def runs(part: Component, state: State) -> bool:
+def runs(part: Component, state: State, progress: Progress) -> bool:
     """Whether a component's process is alive and answers, given some patience."""
     record = state.processes.get(part.name)
     if record is None or record.find() is None:
         return False
     # busy is not dead, and an interrupted `up` leaves a component that is still starting
     patience_s = max(15, part.deadline_s - (time.time() - record.created_s))
-    processes.wait_until(lambda: record.find() is None or part.healthy(), patience_s)
+
+    def settled() -> bool:
+        return record.find() is None or part.healthy()
+
+    if not processes.wait_until(settled, SILENCE_S):
+        progress(f"{part.name} lives and does not answer on {part.address}; waiting up to {patience_s:.0f} s")
+        processes.wait_until(settled, patience_s)
     return record.find() is not None and part.healthy()
 
 
@@ -51,9 +60,12 @@ def start(home: Path, state: State, part: Component, progress: Progress) -> Stat
     return state
 
 
-def clear(home: Path, state: State, part: Component) -> State:
+def clear(home: Path, state: State, part: Component, progress: Progress | None) -> State:
     """Clear away what is left of a component; the new state."""
-    processes.stop(state.processes.get(part.name), mark_of(home, part), grace_s=part.grace_s)
+    record = state.processes.get(part.name)
+    if progress and record and record.find():
+        progress(f"stopping {part.name}")
+    processes.stop(record, mark_of(home, part), grace_s=part.grace_s)
     part.clean()
     state = state.with_process(part.name, None)
     state.write(home)
@@ -76,7 +88,7 @@ def await_health(home: Path, state: State, parts: Sequence[Component], progress:
                 waiting.remove(part)
             elif ended or seconds > part.deadline_s:
                 for other in parts:
-                    state = clear(home, state, other)
+                    state = clear(home, state, other, progress)
                 log = log_of(home, part)
                 raise StackError(
                     f"{part.name} {'ended while it started' if ended else 'does not answer'}.",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +75,45 @@ def connect(stack: Stack) -> None:
         ) from error
 
 
+def load(reference: str, assignments: Sequence[str], data: Path | None = None) -> TrainConfig:
+    """A recipe as every worker can read it: overrides applied, paths absolute.
+
+    Args:
+        reference: a packaged recipe's name or a YAML file.
+        assignments: ``section.key=value`` pairs.
+        data: the data set's folder, if it is not in the recipe or among the pairs.
+
+    Raises:
+        ConfigError: the recipe is not valid.
+    """
+    from training.config import load_recipe
+
+    # quoted: YAML would read a colon or a # in a path as its own
+    path = [f"data.path={json.dumps(str(data.absolute()), ensure_ascii=False)}"] if data else []
+    return resolve(load_recipe(reference, [*path, *assignments]))
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The recipe with its paths made absolute: a worker's current directory is not the caller's."""
+    from training.conditioning_config import PACKAGED_ENCODER
+
+    changed: dict[str, Any] = {}
+    if config.data.path:
+        path = str(Path(config.data.path).absolute())
+        changed["data"] = config.data.model_copy(update={"path": path})
+    if config.text.encoder != PACKAGED_ENCODER:
+        changed["text"] = config.text.model_copy(update={"encoder": str(Path(config.text.encoder).absolute())})
+    return config.model_copy(update=changed)
+
+
+def as_yaml(config: TrainConfig) -> str:
+    """The whole recipe as a file that needs no other: what a job gets."""
+    import yaml
+
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+    return text
+
+
 def check_data(config: TrainConfig) -> None:
     """Refuse a recipe without data before anything is started.
 
@@ -91,18 +129,25 @@ def check_data(config: TrainConfig) -> None:
         )
 
 
-def words_for_job(*paths: Path | None) -> list[str]:
-    """This command's own words, to be said again on a cluster, where a relative path would mean another place."""
-    here = {str(path) for path in paths if path is not None}
-    return [str(Path(word).absolute()) if word.rstrip("/") in here else word for word in sys.argv[1:]]
+def data_hash(config: TrainConfig) -> str:
+    """What names the recipe's data set: its path stays when it is built anew.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    from training.data.dataset import Dataset
+
+    return Dataset.open(config.data.path).hash
 
 
 def finished(place: Place, config: TrainConfig) -> bool:
-    """Whether the run has come to its end with this very recipe."""
+    """Whether the run has come to its end with this very recipe and data set."""
     from training import checkpoint
 
     found, _ = checkpoint.newest(place.run_dir(config.name) / "checkpoints")
-    return found is not None and found.step >= config.steps and found.about["config"] == config.model_dump(mode="json")
+    if found is None or found.step < config.steps or found.about["config"] != config.model_dump(mode="json"):
+        return False
+    return bool(found.about["data_hash"] == data_hash(config))
 
 
 def train(place: Place, config: TrainConfig, began_s: float | None = None) -> TrainOutcome:
@@ -129,7 +174,11 @@ def sweep(place: Place, config: TrainConfig, sweep_config: SweepConfig) -> list[
 
     connect(place.stack)
     tags = provenance_tags(REPOSITORY)
-    recipe = {"recipe": config.model_dump(mode="json"), "sweep": sweep_config.model_dump(mode="json")}
+    recipe = {
+        "recipe": config.model_dump(mode="json"),
+        "sweep": sweep_config.model_dump(mode="json"),
+        "data_hash": data_hash(config),
+    }
     # the same sweep again is continued; another one gets a folder of its own
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     folder = place.run_dir(f"{config.name}-sweep-{digest[:8]}")
@@ -161,7 +210,7 @@ def sweep(place: Place, config: TrainConfig, sweep_config: SweepConfig) -> list[
 
 
 def publish(place: Place, config: TrainConfig, images: int = 128) -> Published:
-    """Measure a finished run, write its bundle and register it; a run that is registered stays as it is.
+    """Measure a finished run, write its bundle and register it; what is registered already stays as it is.
 
     Args:
         place: where it is.
@@ -170,20 +219,35 @@ def publish(place: Place, config: TrainConfig, images: int = 128) -> Published:
     """
     from training import ray_train
 
-    recipe = config.model_dump(mode="json")
-    record = place.run_dir(config.name) / "published.json"
+    run_dir = place.run_dir(config.name)
+    record, of = run_dir / "published.json", _publication(run_dir, config, images)
     if record.is_file():
         known = json.loads(record.read_text())
-        if known.pop("recipe") == recipe and _is_registered(place, known["name"], known["version"]):
+        if known.pop("of", None) == of and _is_registered(place, known["name"], known["version"]):
             return Published(**known)
     connect(place.stack)
-    job = ray_train.TrainJob(config, place.run_dir(config.name), place.stack.mlflow_url)
+    job = ray_train.TrainJob(config, run_dir, place.stack.mlflow_url)
     event = ray_train.publish(job, images, lambda told: say(told["message"]) if told["event"] == "stage" else None)
     published = Published(event["name"], int(event["version"]), event["metrics"])
     partial = record.with_suffix(".partial")
-    partial.write_text(json.dumps({**vars(published), "recipe": recipe}, indent=1))
+    partial.write_text(json.dumps({**vars(published), "of": of}, indent=1))
     partial.rename(record)
     return published
+
+
+def _publication(run_dir: Path, config: TrainConfig, images: int) -> dict[str, Any]:
+    """What a published version is made and measured of; when any of it changes, it is published again."""
+    from training import checkpoint
+
+    found, _ = checkpoint.newest(run_dir / "checkpoints")
+    tracked = run_dir / "mlflow_run.json"
+    return {
+        "recipe": config.model_dump(mode="json"),
+        "data_hash": data_hash(config),
+        "images": images,
+        "step": found.step if found else 0,
+        "run_id": json.loads(tracked.read_text())["run_id"] if tracked.is_file() else "",
+    }
 
 
 def _is_registered(place: Place, name: str, version: int) -> bool:

@@ -72,7 +72,10 @@ def start(argv: Sequence[str], *, mark: str, environment: Mapping[str, str], log
 
 
 def family(record: ProcessRecord | None, mark: str) -> list[psutil.Process]:
-    """The recorded process, its descendants, its session, and every process of ours that carries ``mark``."""
+    """The recorded process, its descendants, its session, and every process of ours that carries ``mark``.
+
+    A mark's first part, the stack's, stands for the marks of all its components.
+    """
     leader = record.find() if record else None
     found: dict[int, psutil.Process] = {}
     if leader:
@@ -84,7 +87,7 @@ def family(record: ProcessRecord | None, mark: str) -> list[psutil.Process]:
             if process.pid == os.getpid() or process.uids().real != user:
                 continue
             in_session = leader is not None and os.getsid(process.pid) == leader.pid
-            if in_session or process.environ().get(MARK) == mark:
+            if in_session or f"{process.environ().get(MARK)}/".startswith(f"{mark}/"):
                 found[process.pid] = process
     return list(found.values())
 

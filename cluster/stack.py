@@ -7,6 +7,7 @@ makes two callers take turns.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster import lifecycle, processes
-from cluster.components import Ports, components, ray_environment, token_path
+from cluster.components import Ports, components, direct, mark, ray_environment, temp_dir, token_path
 from cluster.dashboard import Dashboard
 from cluster.state import Progress, State, locked
 from training.errors import StackError, UsageError
@@ -76,11 +77,12 @@ def ensure(home: Path, progress: Progress, *, ports: Mapping[str, int] | None = 
     home = home.absolute()
     with locked(home, progress):
         state = _settle_ports(State.read(home), ports or {})
-        wanted = components(home, state.ports)
-        missing = [part for part in wanted if not lifecycle.runs(part, state)]
+        wanted = components(home, state.ports, state.processes)
+        missing = [part for part in wanted if not lifecycle.runs(part, state, progress)]
         started = time.monotonic()
         for part in missing:
-            state = lifecycle.start(home, lifecycle.clear(home, state, part), part, progress)
+            state = lifecycle.clear(home, state, part, progress)
+            state = lifecycle.start(home, state, part, progress)
         lifecycle.await_health(home, state, missing, progress, started)
         return _describe(home, state.ports)
 
@@ -91,28 +93,38 @@ def find(home: Path) -> Stack | None:
     state = State.read(home)
     if state is None:
         return None
-    alive = [(record := state.processes.get(part.name)) and record.find() for part in components(home, state.ports)]
+    parts = components(home, state.ports, state.processes)
+    alive = [(record := state.processes.get(part.name)) and record.find() for part in parts]
     return _describe(home, state.ports) if all(alive) else None
 
 
 def stop(home: Path, progress: Progress | None = None) -> int:
     """Stop the stack of ``home``, and only that; how many processes that were.
 
-    The data, the token and the ports stay.
+    The data, the token and the ports stay. Where ``home`` was removed under a running stack, its processes are
+    found by the mark that they carry.
     """
     home = home.absolute()
     if not home.exists():
-        return 0
+        return _stop_marked(home, progress)
     count = 0
     with locked(home, progress):
         state = State.read(home)
         if state is None:
-            return 0
-        for part in reversed(components(home, state.ports)):
-            if progress and part.name in state.processes:
-                progress(f"stopping {part.name}")
+            return _stop_marked(home, progress)
+        for part in reversed(components(home, state.ports, state.processes)):
             count += len(processes.family(state.processes.get(part.name), lifecycle.mark_of(home, part)))
-            state = lifecycle.clear(home, state, part)
+            state = lifecycle.clear(home, state, part, progress)
+    return count
+
+
+def _stop_marked(home: Path, progress: Progress | None) -> int:
+    """Stop what carries the mark of ``home``'s stack, of which nothing is written down."""
+    found = processes.family(None, mark(home))
+    if found and progress:
+        progress(f"stopping {len(found)} processes of a stack whose folder is gone")
+    count = processes.stop(None, mark(home), grace_s=0) if found else 0
+    shutil.rmtree(temp_dir(home), ignore_errors=True)
     return count
 
 
@@ -123,7 +135,7 @@ def status(home: Path) -> list[ComponentStatus]:
     if state is None:
         return []
     found = []
-    for part in components(home, state.ports):
+    for part in components(home, state.ports, state.processes):
         record = state.processes.get(part.name)
         alive = record.find() if record else None
         found.append(
@@ -147,6 +159,7 @@ def use(stack: Stack) -> None:
     if stack.token_path is not None:
         os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray would prefer it to the file
         os.environ.update(ray_environment(stack.token_path))
+        os.environ.update(direct())
     os.environ["RAY_ADDRESS"] = stack.ray_address
     os.environ["MLFLOW_TRACKING_URI"] = stack.mlflow_url
     if "ray" in sys.modules:  # it read the mode when it was imported, and keeps a token that it once read
@@ -204,10 +217,18 @@ def _settle_ports(state: State | None, wanted: Mapping[str, int]) -> State:
                     mend="`darkroom down` first",
                 )
         return state
+    if len(set(wanted.values())) < len(wanted):
+        raise UsageError(
+            "Two of the ports are one.", value=dict(wanted), rule="a port for each", options=("leave one out",)
+        )
     for name, port in wanted.items():
         processes.require_free(port, f"--{name}-port")
-    fresh = dict(zip(Ports.model_fields, processes.free_ports(len(Ports.model_fields)), strict=True))
+    # of last time's, those that are still free and that nobody wishes for something else
     last = {name: port for name, port in state.ports if not processes.port_taken(port)} if state else {}
+    last = {name: port for name, port in last.items() if port not in wanted.values()}
+    count = len(Ports.model_fields)
+    unused = [port for port in processes.free_ports(3 * count) if port not in {*last.values(), *wanted.values()}]
+    fresh = dict(zip(Ports.model_fields, unused[:count], strict=True))
     return State(ports=Ports.model_validate({**fresh, **last, **wanted}), processes=state.processes if state else {})
 
 

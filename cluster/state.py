@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.components import Ports
 from cluster.processes import ProcessRecord
-from training.errors import StackError
+from training.errors import StackError, UsageError
 
 Progress = Callable[[str], None]
 """Is told one line about each thing that takes time."""
@@ -61,12 +61,38 @@ class State(BaseModel):
         return State(ports=self.ports, processes={**kept, name: record} if record else kept)
 
 
+def make_home(home: Path) -> None:
+    """Make the folder that everything of a stack lies in.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(home, error) from error
+
+
+def unusable(home: Path, error: OSError) -> UsageError:
+    """What is said of a home that cannot be used."""
+    return UsageError(
+        "The home folder cannot be used.",
+        value=str(home),
+        rule=f"a folder that you may make and write to ({error.strerror or error})",
+        options=("--home FOLDER", "DARKROOM_HOME=FOLDER", "neither: .darkroom here"),
+    )
+
+
 @contextlib.contextmanager
 def locked(home: Path, progress: Progress | None) -> Iterator[None]:
-    """Hold ``home``'s lock; makes ``home`` when it is missing."""
+    """Hold ``home``'s lock; makes ``home`` when it is missing.
+
+    Raises:
+        UsageError: ``home`` cannot be made or written to.
+    """
     from filelock import FileLock, Timeout
 
-    home.mkdir(parents=True, exist_ok=True)
+    make_home(home)
     lock = FileLock(home / "stack.lock")
     try:
         lock.acquire(timeout=0)
@@ -74,6 +100,8 @@ def locked(home: Path, progress: Progress | None) -> Iterator[None]:
         if progress:
             progress(f"waiting for another darkroom that starts or stops the stack of {home}")
         lock.acquire()
+    except OSError as error:
+        raise unusable(home, error) from error
     try:
         yield
     finally:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import base64
+import json
 from dataclasses import dataclass
 
 import httpx
-from pydantic import ValidationError
+from pydantic import Base64Bytes, BaseModel, ValidationError
 
 from serving.errors import ServeError
+from serving.rollout import LOOPBACK
 from training.errors import DarkroomError, UsageError
 
 
@@ -23,6 +24,19 @@ class Picture:
 
     seed: int
     file: bytes
+
+
+class _Item(BaseModel):
+    """What we read of one image."""
+
+    seed: int
+    b64_json: Base64Bytes
+
+
+class _Answer(BaseModel):
+    """What we read of an answer."""
+
+    data: list[_Item]
 
 
 def request_images(url: str, body: dict[str, object], *, timeout_s: float = 300) -> list[Picture]:
@@ -40,11 +54,18 @@ def request_images(url: str, body: dict[str, object], *, timeout_s: float = 300)
     sent = {key: value for key, value in body.items() if value is not None}
     place = f"{url.rstrip('/')}/v1/images/generations"
     try:
-        answer = httpx.post(place, json=sent, timeout=httpx.Timeout(timeout_s, connect=5))
+        timeout = httpx.Timeout(timeout_s, connect=5)
+        answer = httpx.post(
+            place,
+            content=json.dumps(sent),  # in ASCII: whether a text is fit for a prompt is for the endpoint to say
+            headers={"content-type": "application/json"},
+            timeout=timeout,
+            trust_env=httpx.URL(place).host not in LOOPBACK,
+        )
     except httpx.ReadTimeout as error:
         rule = f"an answer within {timeout_s:.0f} s"
         raise ServeError("The endpoint is too slow.", value=url, rule=rule, mend="--timeout, or fewer steps") from error
-    except (httpx.TransportError, httpx.InvalidURL) as error:
+    except (httpx.RequestError, httpx.InvalidURL) as error:
         raise ServeError(
             "No endpoint answers there.",
             value=url,
@@ -53,7 +74,11 @@ def request_images(url: str, body: dict[str, object], *, timeout_s: float = 300)
         ) from error
     if answer.status_code != 200:
         raise _refusal(url, answer)
-    return [Picture(item["seed"], base64.b64decode(item["b64_json"])) for item in answer.json()["data"]]
+    try:
+        items = _Answer.model_validate_json(answer.content).data
+    except ValidationError as error:
+        raise _stranger(url, answer, "images with their seeds, as Darkroom sends them") from error
+    return [Picture(item.seed, item.b64_json) for item in items]
 
 
 def _refusal(url: str, answer: httpx.Response) -> DarkroomError:
@@ -63,12 +88,16 @@ def _refusal(url: str, answer: httpx.Response) -> DarkroomError:
     try:
         error = ErrorEnvelope.model_validate_json(answer.content).error
     except ValidationError:
-        return ServeError(
-            "What answers there is not an image endpoint, or it is not up.",
-            value=f"{url}: {answer.status_code} {answer.text[:100]!r}",
-            rule="OpenAI's error envelope",
-            mend="darkroom serve NAME@champion",
-        )
+        return _stranger(url, answer, "OpenAI's error envelope")
     if 400 <= answer.status_code < 500 and answer.status_code != 429:
         return UsageError(error.message)
     return ServeError(error.message)
+
+
+def _stranger(url: str, answer: httpx.Response, rule: str) -> ServeError:
+    return ServeError(
+        "What answers there is not an image endpoint, or it is not up.",
+        value=f"{url}: {answer.status_code} {answer.text[:100]!r}",
+        rule=rule,
+        mend="darkroom serve NAME@champion",
+    )

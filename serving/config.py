@@ -56,6 +56,24 @@ class LimitConfig(BaseModel):
         return self
 
 
+class PinnedModel(BaseModel):
+    """Exactly which weights a deployment runs, whatever happens to an alias or a directory afterwards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """The registered model, or the name of a bundle's directory."""
+    version: int | None
+    """The registry's version; None for a directory."""
+    sha256: str
+    """The checksum of the bundle's ``darkroom.json``, which holds those of all its files."""
+
+    @property
+    def label(self) -> str:
+        """``name/version``, or the directory's name."""
+        return self.name if self.version is None else f"{self.name}/{self.version}"
+
+
 class ServeConfig(BaseModel):
     """One deployment: which model, where it listens, how far it scales."""
 
@@ -63,6 +81,8 @@ class ServeConfig(BaseModel):
 
     model: str = Field(min_length=1)
     """A registered model (``name@champion``, ``name/3``, ``name``) or a bundle's directory."""
+    pinned: PinnedModel | None = None
+    """What ``model`` meant when it was deployed; filled in by ``serving.model.pinned``."""
     tracking_uri: str | None = None
     """The MLflow server that holds the registry; not needed for a directory. Defaults to ``MLFLOW_TRACKING_URI``."""
     cache: str = "~/.cache/darkroom/bundles"
@@ -89,8 +109,8 @@ class ServeConfig(BaseModel):
     """What one request may ask for."""
     health_check_period_s: float = Field(default=5.0, gt=0)
     """Seconds between two health checks of a replica."""
-    graceful_shutdown_timeout_s: float = Field(default=30.0, ge=0)
-    """Seconds that a stopping replica has to finish its requests."""
+    graceful_shutdown_timeout_s: float = Field(default=120.0, ge=0)
+    """Seconds that a stopping replica has to finish its requests; as long as a client is ever asked to wait."""
     deploy_timeout_s: float = Field(default=180.0, gt=0)
     """Seconds until a deployment that is not up counts as failed."""
 

@@ -15,15 +15,17 @@ from ray.exceptions import RayError
 from serving.config import ServeConfig
 from serving.errors import ServeError
 from serving.model import load_model, pinned
+from serving.proxy import CALLBACK
 from serving.rollout import (
     APPLICATION,
-    LOOPBACK,
     POLL_S,
     api_url,
     await_answer,
-    check_port,
-    failure,
+    check_listener,
+    drain_s,
     others,
+    proxy_location,
+    refuse_failed,
     replica_states,
 )
 
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 _CONTROL_REQUESTS = 16
 _TAKE_BACK_S = 30.0
-_FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 
 Progress = Callable[[str], None]
 """Told, in a few words, whenever the deployment gets further."""
@@ -72,7 +73,8 @@ class ImageServer:
     async def check_health(self) -> None:
         """Called by Serve; raises where the replica should be replaced."""
         if not self.engine.ready:
-            raise ServeError("The engine has stopped.", rule="a replica denoises until it is told to stop")
+            rule = "a replica denoises until it is told to stop; its log says what failed"
+            raise ServeError("The engine does not work any more.", rule=rule)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -136,21 +138,25 @@ def deploy(dashboard_url: str, config: ServeConfig, progress: Progress) -> Endpo
     deadline = started + config.deploy_timeout_s
     with _client(dashboard_url) as client:
         details = client.get_serve_details()
-        check_port(details, dashboard_url, config)
+        check_listener(details, dashboard_url, config)
         progress(f"deploying {config.model}")
-        _declare(client, config, [*others(details), _application(config)])
         try:
+            _declare(client, details, config)
             _await_running(client, config, deadline, progress)
+            await_answer(url, config, deadline, lambda: refuse_failed(_application(client), config.model))
         except (ServeError, KeyboardInterrupt):
             progress("taking it back")
-            _take_back(client, config, details)
+            _take_back(client, details)
             raise
-    await_answer(url, config, deadline)
     return Endpoint(url, config.model, time.monotonic() - started)
 
 
 def undeploy(dashboard_url: str, timeout_s: float = 60) -> bool:
     """Take the application down; Serve itself too, and its port, where nobody else uses it.
+
+    Args:
+        dashboard_url: Ray's dashboard.
+        timeout_s: how long it may take beyond what its replicas have to finish their requests.
 
     Returns:
         Whether there was anything to take down.
@@ -159,19 +165,13 @@ def undeploy(dashboard_url: str, timeout_s: float = 60) -> bool:
         ServeError: unreachable cluster, or it does not stop in time.
     """
     with _client(dashboard_url) as client:
-        details = client.get_serve_details()
-        if APPLICATION not in details["applications"]:
+        ours = _application(client)
+        if not ours:
             return False
-        staying = others(details)
-        if staying:
-            http = {key: details["http_options"][key] for key in ("host", "port")}
-            client.deploy_applications(
-                {"proxy_location": details["proxy_location"], "http_options": http, "applications": staying}
-            )
-        else:
-            cast("Any", client).delete_applications()
+        timeout_s += drain_s(ours)
         deadline = time.monotonic() + timeout_s
-        while APPLICATION in client.get_serve_details()["applications"]:
+        _remove(client)
+        while _application(client):
             if time.monotonic() > deadline:
                 rule = f"stopped within {timeout_s:.0f} s"
                 raise ServeError("The application does not stop.", rule=rule, mend="darkroom down")
@@ -179,34 +179,56 @@ def undeploy(dashboard_url: str, timeout_s: float = 60) -> bool:
         return True
 
 
-def _declare(client: ServeSubmissionClient, config: ServeConfig, applications: list[dict[str, Any]]) -> None:
-    """Tell Serve everything that should run."""
+def _declare(client: ServeSubmissionClient, details: dict[str, Any], config: ServeConfig) -> None:
+    """Tell Serve what should run: everybody else's applications as they are, and ours."""
     client.deploy_applications(
         {
-            "proxy_location": "HeadOnly" if config.host in LOOPBACK else "EveryNode",
+            "proxy_location": proxy_location(config),
             "http_options": {"host": config.host, "port": config.port},
-            "applications": applications,
+            # read only where this starts Serve
+            "controller_options": {"runtime_env": {"env_vars": CALLBACK}},
+            "applications": [*others(details), _declaration(config)],
         }
     )
 
 
-def _take_back(client: ServeSubmissionClient, config: ServeConfig, before: dict[str, Any]) -> None:
+def _redeclare(client: ServeSubmissionClient, ours: list[dict[str, Any]]) -> None:
+    """Tell the Serve that runs to keep everybody else's applications and, of ours, only these.
+
+    Applications that a script started are not listed: Serve keeps them, whatever is declared.
+    """
+    details = client.get_serve_details()
+    http = {key: details["http_options"][key] for key in ("host", "port")}
+    applications = [*others(details), *ours]
+    client.deploy_applications(
+        {"proxy_location": details["proxy_location"], "http_options": http, "applications": applications}
+    )
+
+
+def _remove(client: ServeSubmissionClient) -> None:
+    """Our application leaves; Serve too, but only where nothing else runs in it."""
+    if set(client.get_serve_details()["applications"]) <= {APPLICATION}:
+        cast("Any", client).delete_applications()
+    else:
+        _redeclare(client, [])
+
+
+def _take_back(client: ServeSubmissionClient, before: dict[str, Any]) -> None:
     """Leave the cluster as it was before a deployment that failed; its replicas never stopped answering."""
     ours = before["applications"].get(APPLICATION, {})
-    previous = [ours["deployed_app_config"]] if "RUNNING" in replica_states(ours) else []
-    applications = [*others(before), *previous]
-    if applications:
-        _declare(client, config, applications)
-        deadline = time.monotonic() + _TAKE_BACK_S
-        while previous and time.monotonic() < deadline and _status(client) != "RUNNING":
-            time.sleep(POLL_S)
-    else:
-        cast("Any", client).delete_applications()
+    if ours.get("status") != "RUNNING" and "RUNNING" not in replica_states(ours):
+        _remove(client)
+        return
+    _redeclare(client, [ours["deployed_app_config"]])
+    deadline = time.monotonic() + _TAKE_BACK_S
+    while time.monotonic() < deadline and _application(client).get("status") != "RUNNING":
+        time.sleep(POLL_S)
 
 
-def _status(client: ServeSubmissionClient) -> str:
-    application = client.get_serve_details()["applications"].get(APPLICATION, {})
-    return str(application.get("status", "NOT_STARTED"))
+def _application(client: ServeSubmissionClient) -> dict[str, Any]:
+    """What Serve says of ours; empty where it knows none."""
+    found: dict[str, Any] = client.get_serve_details()["applications"].get(APPLICATION, {})
+    return found
 
 
 @contextmanager
@@ -225,7 +247,7 @@ def _client(dashboard_url: str) -> Iterator[ServeSubmissionClient]:
         ) from error
 
 
-def _application(config: ServeConfig) -> dict[str, Any]:
+def _declaration(config: ServeConfig) -> dict[str, Any]:
     kept = {name: os.environ[name] for name in ("HF_HUB_OFFLINE",) if name in os.environ}
     return {
         "name": APPLICATION,
@@ -240,12 +262,9 @@ def _await_running(client: ServeSubmissionClient, config: ServeConfig, deadline:
     """Follow the application until Serve calls it running."""
     said = ""
     while True:
-        application = client.get_serve_details()["applications"].get(APPLICATION, {})
+        application = _application(client)
         status = application.get("status", "NOT_STARTED")
-        words = failure(application)
-        if status in _FAILED or (words and status != "RUNNING"):
-            words = words or application.get("message") or status
-            raise ServeError(f"{config.model} could not be deployed. {words}")
+        refuse_failed(application, config.model)
         if status == "RUNNING":
             return
         if time.monotonic() > deadline:

@@ -7,6 +7,7 @@ noise, the rows wait; at every step the loop admits, denoises and retires rows; 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -30,6 +31,10 @@ from training.samplers import times
 
 MAX_RETRY_AFTER_S = 120
 """Clients give up above this."""
+MAX_FAILURES = 3
+"""Steps that fail one after the other until the engine counts as broken: a lost device does not come back."""
+
+log = logging.getLogger(__name__)
 
 
 class Encoder(Protocol):
@@ -86,6 +91,7 @@ class Engine:
         self.config = config
         self.device = device
         self.steps_taken = 0
+        self._failures = 0
         self._encoding = 0
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []
@@ -103,13 +109,14 @@ class Engine:
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.wait([self._loop])
-        self._torch_thread.shutdown()
-        self._text_thread.shutdown()
+        # they wait for what runs, and the callers of a prompt that is being encoded need this loop meanwhile
+        await asyncio.to_thread(self._torch_thread.shutdown)
+        await asyncio.to_thread(self._text_thread.shutdown)
 
     @property
     def ready(self) -> bool:
-        """Whether requests are accepted and denoised."""
-        return self._loop is not None and not self._loop.done()
+        """Whether requests are accepted and denoised; not once ``MAX_FAILURES`` steps have failed in a row."""
+        return self._loop is not None and not self._loop.done() and self._failures < MAX_FAILURES
 
     @property
     def running_images(self) -> int:
@@ -137,6 +144,8 @@ class Engine:
             )
         finally:
             self._encoding -= request.images
+        if not self.ready:  # it stopped meanwhile, and nobody would serve the queue
+            raise _not_running()
         queued = Queued(self.waiting_images, prompt_tokens)
         self._waiting.extend(jobs)
         self._work.set()
@@ -152,6 +161,8 @@ class Engine:
         finally:
             for job in jobs:
                 job.cancelled = True
+            # at once and not when their turn comes: places, waits and counts are of those who still want a picture
+            self._waiting = deque(job for job in self._waiting if not job.cancelled)
             self._work.set()
 
     async def _serve(self) -> None:
@@ -161,6 +172,9 @@ class Engine:
                 await self._step()
                 if not self._running and not self._waiting:
                     self._work.clear()
+        except Exception:
+            log.exception("the engine has died")
+            raise
         finally:
             stopped = EngineError("The server is stopping.", mend="send the request again")
             for job in [*self._running, *self._waiting]:
@@ -180,6 +194,7 @@ class Engine:
         if (error := denoising.exception()) is not None:
             self._fail(jobs, error)
             return
+        self._failures = 0
         self.steps_taken += 1
         self._retire()
         self._measure(time.monotonic() - started, sum(job.row.width for job in jobs))
@@ -188,11 +203,10 @@ class Engine:
         """Drop cancelled rows, admit waiting ones, first come first served."""
         self._running = [job for job in self._running if not job.cancelled]
         free = self.config.max_batch_rows - sum(job.row.width for job in self._running)
-        while self._waiting and (self._waiting[0].cancelled or self._waiting[0].row.width <= free):
+        while self._waiting and self._waiting[0].row.width <= free:
             job = self._waiting.popleft()
-            if not job.cancelled:
-                self._running.append(job)
-                free -= job.row.width
+            self._running.append(job)
+            free -= job.row.width
 
     def _denoise(self, jobs: list[_Job]) -> None:
         """On the torch thread: one step, and the pictures of the rows that it finished."""
@@ -210,10 +224,10 @@ class Engine:
         self._running = [job for job in self._running if job.image is None]
 
     def _fail(self, jobs: list[_Job], error: BaseException) -> None:
-        """A step that failed takes its rows with it and nobody else's."""
-        failure = EngineError(
-            "Denoising failed.", value=f"{type(error).__name__}: {error}", mend="see the server's log"
-        )
+        """A step that failed takes its rows with it and nobody else's; its words are for the log, not for clients."""
+        self._failures += 1
+        log.error("denoising failed, %d times in a row, with %d rows", self._failures, len(jobs), exc_info=error)
+        failure = EngineError("Denoising failed.", mend="send the request again; the server's log has the cause")
         failure.__cause__ = error
         for job in jobs:
             job.outbox.put_nowait(failure)
@@ -221,7 +235,7 @@ class Engine:
 
     def _check(self, request: GenerationRequest) -> None:
         if not self.ready:
-            raise EngineError("The engine is not running.", mend="send the request again")
+            raise _not_running()
         if request.size != self.resolution:
             error = UsageError(
                 f"This model makes images of {self.resolution}x{self.resolution} pixels.",
@@ -262,8 +276,13 @@ class Engine:
 
     def retry_after_s(self) -> int:
         """Seconds until the work that is here now is done, from the measured cost of a row's step."""
-        work = sum((job.row.steps - job.row.step) * job.row.width for job in [*self._running, *self._waiting])
+        wanted = [job for job in [*self._running, *self._waiting] if not job.cancelled]
+        work = sum((job.row.steps - job.row.step) * job.row.width for job in wanted)
         return min(MAX_RETRY_AFTER_S, max(1, math.ceil(work * self._row_step_s)))
+
+
+def _not_running() -> EngineError:
+    return EngineError("The engine is not running.", mend="send the request again")
 
 
 def to_picture(x: torch.Tensor) -> Image.Image:

@@ -10,7 +10,7 @@ class ServeError(DarkroomError):
 
 
 class EngineError(ServeError):
-    """Denoising failed; the requests of that step are lost, the engine goes on."""
+    """Denoising failed or the engine stops; the request is lost, another replica may take it."""
 
 
 class RequestError(UsageError):

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 
 from serving.engine import Engine
 from serving.model import ModelCard
+from serving.readiness import Readiness
 
 
 def health_router(engine: Engine, card: ModelCard) -> APIRouter:
@@ -18,15 +19,17 @@ def health_router(engine: Engine, card: ModelCard) -> APIRouter:
         """The process answers."""
         return {"status": "ok"}
 
-    @router.get("/readyz")
+    @router.get("/readyz", response_model=Readiness)
     async def readyz() -> JSONResponse:
-        """Requests are accepted; with how many images are at work."""
-        state = {
-            "status": "ready" if engine.ready else "not ready",
-            "model": card.names[-1],
-            "running_images": engine.running_images,
-            "waiting_images": engine.waiting_images,
-        }
-        return JSONResponse(state, status_code=200 if engine.ready else 503)
+        """Requests are accepted; by which model, and with how many images at work."""
+        ready = engine.ready
+        state = Readiness(
+            status="ready" if ready else "not ready",
+            model=card.names[-1],
+            bundle_sha256=card.bundle_sha256,
+            running_images=engine.running_images,
+            waiting_images=engine.waiting_images,
+        )
+        return JSONResponse(state.model_dump(), status_code=200 if ready else 503)
 
     return router

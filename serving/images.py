@@ -17,17 +17,26 @@ PARAMETERS_KEY = "darkroom"
 """The PNG text chunk that holds the parameters, as JSON."""
 
 
-def encode_image(image: Image.Image, output_format: OutputFormat, parameters: dict[str, object]) -> bytes:
-    """The file's bytes; a PNG carries ``parameters``, WebP is lossless, JPEG is quality 95."""
+def encode_image(
+    image: Image.Image, output_format: OutputFormat, parameters: dict[str, object], *, quality: int | None = None
+) -> bytes:
+    """The file's bytes.
+
+    Args:
+        image: RGB picture.
+        output_format: what file to make.
+        parameters: what a PNG tells about itself.
+        quality: of a lossy file, 0..100; None is lossless for WebP and 95 for JPEG. A PNG has none.
+    """
     buffer = io.BytesIO()
     if output_format == "png":
         info = PngInfo()
         info.add_itxt(PARAMETERS_KEY, json.dumps(parameters))
         image.save(buffer, "PNG", pnginfo=info)
     elif output_format == "webp":
-        image.save(buffer, "WEBP", lossless=True)
+        image.save(buffer, "WEBP", lossless=quality is None, quality=80 if quality is None else quality)
     else:
-        image.save(buffer, "JPEG", quality=95)
+        image.save(buffer, "JPEG", quality=95 if quality is None else quality)
     return buffer.getvalue()
 
 

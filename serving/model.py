@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from serving.config import ServeConfig
+from serving.config import PinnedModel, ServeConfig
 from serving.errors import ServeError
-from training.bundle import MANIFEST, load_bundle
+from training.bundle import MANIFEST, load_bundle, manifest_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ class ModelCard:
         version: the registry's version; None for a directory.
         resolution: side of its square images, in pixels.
         created: when its training ended, seconds since 1970.
+        bundle_sha256: of its ``darkroom.json``: equal values mean equal weights.
         run_id: the MLflow run that trained it, where known.
         data_hash: the data set that it learned from, where known.
     """
@@ -37,6 +38,7 @@ class ModelCard:
     version: int | None
     resolution: int
     created: int
+    bundle_sha256: str
     run_id: str | None = None
     data_hash: str | None = None
 
@@ -67,17 +69,21 @@ class ServedModel:
 
 
 def pinned(config: ServeConfig) -> ServeConfig:
-    """The same config with the model fixed: a directory made absolute, an alias turned into a version.
+    """The same config with the weights fixed: a directory made absolute, an alias turned into a version, a checksum.
 
-    All replicas of a deployment then serve one version, also those that start after the alias has moved.
+    All replicas of a deployment then run the same weights, also those that start after the alias has moved or the
+    directory was written again; and a deployment of other weights differs in its settings, so that Serve acts on it.
 
     Raises:
+        CheckpointError: the bundle disappears meanwhile.
         ServeError: neither a bundle's directory nor a reference that a registry could know.
         RegistryError, TrackingError: the registry does not know the model or cannot be reached.
     """
     directory = Path(config.model).expanduser()
     if (directory / MANIFEST).is_file():
-        return config.model_copy(update={"model": str(directory.resolve())})
+        directory = directory.resolve()
+        model = PinnedModel(name=directory.name, version=None, sha256=manifest_sha256(directory))
+        return config.model_copy(update={"model": str(directory), "pinned": model})
     uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if directory.exists() or not re.fullmatch(r"[^/@:.][^/@:]*(@[\w.-]+|/\d+)?", config.model) or not uri:
         raise ServeError(
@@ -91,34 +97,55 @@ def pinned(config: ServeConfig) -> ServeConfig:
     from training.registry import resolve
 
     version = resolve(uri, config.model)
-    return config.model_copy(update={"model": f"{version.name}/{version.version}", "tracking_uri": uri})
+    model = PinnedModel(name=version.name, version=version.version, sha256=version.bundle_sha256)
+    return config.model_copy(update={"model": model.label, "pinned": model, "tracking_uri": uri})
 
 
 def load_model(config: ServeConfig) -> ServedModel:
-    """Load what a pinned config names.
+    """Load what a pinned config names; the registry is asked only for a bundle that the cache does not hold.
 
     Raises:
-        ServeError: no such model.
+        ServeError: the config is not pinned, or its directory holds other weights by now.
         DarkroomError: the registry or the bundle refuses.
     """
-    config = pinned(config)
-    directory, name, version = Path(config.model), Path(config.model).name, None
-    if not directory.is_absolute():
-        from training.registry import fetch, resolve
-
-        uri = str(config.tracking_uri)
-        registered = resolve(uri, config.model)
-        name, version = registered.name, registered.version
-        directory = fetch(uri, registered, Path(config.cache).expanduser())
+    model = config.pinned
+    if model is None:
+        raise ServeError("The model is not pinned.", value=config.model, rule="what serving.model.pinned returns")
+    directory = Path(config.model) if model.version is None else _fetched(config, model, model.version)
     bundle = load_bundle(directory)
+    if bundle.sha256 != model.sha256:
+        raise ServeError(
+            "The bundle has changed since it was deployed.",
+            value=str(directory),
+            rule=f"a {MANIFEST} with sha256 {model.sha256}: all replicas of a deployment run the same weights",
+            mend=f"darkroom serve {directory}",
+        )
     device = "cuda" if config.replica_gpus else "cpu"
     cast("torch.nn.Module", bundle.unet).to(device)
     card = ModelCard(
-        name=name,
-        version=version,
+        name=model.name,
+        version=model.version,
         resolution=bundle.resolution,
         created=int(datetime.fromisoformat(bundle.provenance.created_utc).timestamp()),
+        bundle_sha256=bundle.sha256,
         run_id=bundle.provenance.run_id,
         data_hash=bundle.provenance.data_hash,
     )
     return ServedModel(card, bundle.denoiser, bundle.encoder, bundle.time_shift, device)
+
+
+def _fetched(config: ServeConfig, model: PinnedModel, version: int) -> Path:
+    """The registered bundle on this machine; what the cache is asked for is known without the registry."""
+    from training.registry import ModelVersion, fetch
+
+    wanted = ModelVersion(
+        name=model.name,
+        version=version,
+        run_id="",
+        aliases=(),
+        data_hash="",
+        metrics={},
+        created_utc="",
+        bundle_sha256=model.sha256,
+    )
+    return fetch(str(config.tracking_uri), wanted, Path(config.cache).expanduser())

@@ -7,128 +7,20 @@ import base64
 import secrets
 import time
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
 
 from serving.config import LimitConfig
 from serving.engine import Engine
 from serving.envelope import ApiError, ErrorEnvelope
-from serving.images import OutputFormat, encode_image, parameters_of
+from serving.images import encode_image, parameters_of
 from serving.model import ModelCard
+from serving.openai_schemas import ImageData, ImagesRequest, ImagesResponse, Model, ModelList, TokenDetails, Usage
 from serving.schemas import MAX_SEED, GenerationRequest, ImageReady, Queued
 
 CLIENT_GONE = 499
 """Nobody reads this status: the client has closed the connection."""
-
-
-class ImagesRequest(BaseModel):
-    """The body of ``POST /v1/images/generations``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    prompt: str
-    """What the images show."""
-    model: str | None = None
-    """A model of ``GET /v1/models``; this server's own by default."""
-    n: int = Field(default=1, ge=1)
-    """How many images."""
-    size: str = "auto"
-    """``WIDTHxHEIGHT`` in pixels, or ``auto``: what the model was trained at."""
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
-    """Image i has seed + i; drawn at random where missing, and told in the response."""
-    num_inference_steps: int | None = Field(default=None, ge=1)
-    """Denoising steps."""
-    guidance_scale: float | None = Field(default=None, ge=1, allow_inf_nan=False)
-    """How strongly the images follow the prompt; 1 is unguided."""
-    negative_prompt: str = ""
-    """What the images should not show."""
-    response_format: Literal["b64_json"] = "b64_json"
-    """How the images are sent."""
-    output_format: OutputFormat = "png"
-    """The images' file format."""
-    user: str | None = None
-    """The caller's name for its own user; not used."""
-
-
-class ImageData(BaseModel):
-    """One image."""
-
-    b64_json: str
-    """The file, base64."""
-    revised_prompt: str | None = None
-    """Always null: prompts are taken as they are."""
-    seed: int
-    """The seed that makes this image alone."""
-
-
-class TokenDetails(BaseModel):
-    """What the input tokens were."""
-
-    text_tokens: int
-    """Tokens of the prompt."""
-    image_tokens: int = 0
-    """Always 0: no image goes in."""
-
-
-class Usage(BaseModel):
-    """Tokens, as OpenAI counts them."""
-
-    input_tokens: int
-    """Tokens of the prompt."""
-    input_tokens_details: TokenDetails
-    """The same by kind."""
-    output_tokens: int = 0
-    """Always 0: diffusion makes no tokens."""
-    total_tokens: int
-    """Their sum."""
-
-
-class ImagesResponse(BaseModel):
-    """The answer to ``POST /v1/images/generations``."""
-
-    created: int
-    """Seconds since 1970."""
-    data: list[ImageData]
-    """The images, in order of their seeds."""
-    output_format: OutputFormat
-    """The images' file format."""
-    size: str
-    """``WIDTHxHEIGHT`` in pixels."""
-    usage: Usage
-    """Tokens read."""
-
-
-class Model(BaseModel):
-    """One entry of ``GET /v1/models``."""
-
-    id: str
-    """What a request's ``model`` says."""
-    object: Literal["model"] = "model"
-    """Always ``model``."""
-    created: int
-    """Seconds since 1970."""
-    owned_by: str = "darkroom"
-    """Always ``darkroom``."""
-    version: int | None
-    """The registry's version; null for a directory."""
-    resolution: int
-    """Side of its square images, in pixels."""
-    run_id: str | None
-    """The MLflow run that trained it."""
-    data_hash: str | None
-    """The data set that it learned from."""
-
-
-class ModelList(BaseModel):
-    """The answer to ``GET /v1/models``."""
-
-    object: Literal["list"] = "list"
-    """Always ``list``."""
-    data: list[Model]
-    """The models."""
-
 
 PARAMETERS = tuple(ImagesRequest.model_fields)
 """What a generation's body may hold."""
@@ -144,7 +36,7 @@ def openai_router(engine: Engine, card: ModelCard, limits: LimitConfig) -> APIRo
         """Make images from a prompt."""
         _require_model(body.model, card)
         wanted = _to_request(body, card, limits)
-        making = asyncio.create_task(_make(engine, wanted, body.output_format, card))
+        making = asyncio.create_task(_make(engine, wanted, body, card))
         leaving = asyncio.create_task(_disconnected(request))
         try:
             await asyncio.wait({making, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -204,6 +96,8 @@ def _to_request(body: ImagesRequest, card: ModelCard, limits: LimitConfig) -> Ge
     for param, text in (("prompt", body.prompt), ("negative_prompt", body.negative_prompt)):
         if len(text) > limits.max_prompt_characters:
             raise _out_of_range(param, f"{len(text)} characters", f"at most {limits.max_prompt_characters} characters")
+    if body.output_format == "png" and body.output_compression not in {None, 100}:
+        raise _out_of_range("output_compression", body.output_compression, "webp or jpeg; a png is lossless")
     return GenerationRequest(
         prompt=body.prompt,
         negative_prompt=body.negative_prompt,
@@ -236,9 +130,7 @@ def _out_of_range(param: str, value: object, rule: str) -> ApiError:
     return ApiError(400, message, param=param, code="invalid_value")
 
 
-async def _make(
-    engine: Engine, wanted: GenerationRequest, output_format: OutputFormat, card: ModelCard
-) -> ImagesResponse:
+async def _make(engine: Engine, wanted: GenerationRequest, body: ImagesRequest, card: ModelCard) -> ImagesResponse:
     """Follow the engine's events to the whole answer; files are encoded off the loop."""
     images: dict[int, ImageData] = {}
     tokens = 0
@@ -248,12 +140,14 @@ async def _make(
                 tokens = event.prompt_tokens
             elif isinstance(event, ImageReady):
                 parameters = parameters_of(wanted, seed=event.seed, model=card.names[-1])
-                file = await asyncio.to_thread(encode_image, event.image, output_format, parameters)
+                file = await asyncio.to_thread(
+                    encode_image, event.image, body.output_format, parameters, quality=body.output_compression
+                )
                 images[event.index] = ImageData(b64_json=base64.b64encode(file).decode(), seed=event.seed)
     return ImagesResponse(
         created=int(time.time()),
         data=[images[index] for index in sorted(images)],
-        output_format=output_format,
+        output_format=body.output_format,
         size=f"{wanted.size}x{wanted.size}",
         usage=Usage(input_tokens=tokens, input_tokens_details=TokenDetails(text_tokens=tokens), total_tokens=tokens),
     )

@@ -6,18 +6,23 @@ import os
 import re
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from serving.config import ServeConfig
+from pydantic import ValidationError
+
+from serving.config import PinnedModel, ServeConfig
 from serving.errors import ServeError
+from serving.readiness import Readiness
 
 APPLICATION = "darkroom"
 """The name of our application in Serve; others on the same cluster are left alone."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-"""Hosts that only this machine reaches."""
+"""Hosts that only this machine reaches; a proxy that the environment names cannot."""
 POLL_S = 0.25
 """Seconds between two looks."""
+_FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 _TYPED_ERROR = re.compile(r"^(?:ray\.\S+: )?(?:\w+\.)+\w*Error: ", re.MULTILINE)
 
 
@@ -29,17 +34,24 @@ def others(details: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def check_port(details: dict[str, Any], dashboard_url: str, config: ServeConfig) -> None:
-    """A port is taken by Serve once, and by nobody else."""
-    serving = (details.get("http_options") or {}).get("port")
-    if (details["applications"] or details["proxies"]) and serving is not None:
-        if serving != config.port:
+def proxy_location(config: ServeConfig) -> str:
+    """On which nodes Serve's proxies listen."""
+    return "HeadOnly" if config.host in LOOPBACK else "EveryNode"
+
+
+def check_listener(details: dict[str, Any], dashboard_url: str, config: ServeConfig) -> None:
+    """Serve keeps the place where it listens; a port is taken by it once, and by nobody else."""
+    http = details.get("http_options")
+    if http and (details["applications"] or details["proxies"]):
+        listens, location = f"{http['host']}:{http['port']}", details["proxy_location"]
+        # proxies on every node are on the head too
+        if listens != f"{config.host}:{config.port}" or location not in {proxy_location(config), "EveryNode"}:
             raise ServeError(
-                f"Ray Serve listens on port {serving} already.",
-                value=config.port,
-                rule="one port per cluster, chosen when Serve starts",
-                options=[f"--port {serving}"],
-                mend="darkroom serve --down, then serve again",
+                f"Ray Serve listens on {listens} already ({location}).",
+                value=f"{config.host}:{config.port} ({proxy_location(config)})",
+                rule="one address per cluster, chosen when Serve starts",
+                options=[f"--host {http['host']} --port {http['port']}"],
+                mend="darkroom serve --down, then serve again; applications of others keep Serve where it is",
             )
         return
     if urlsplit(dashboard_url).hostname not in LOOPBACK:
@@ -65,6 +77,18 @@ def failure(application: dict[str, Any]) -> str | None:
     return None
 
 
+def refuse_failed(application: dict[str, Any], model: str) -> None:
+    """Stop waiting for what cannot come.
+
+    Raises:
+        ServeError: Serve gave the application up, or a replica of it did not start; its own words.
+    """
+    status = application.get("status", "NOT_STARTED")
+    words = failure(application)
+    if status in _FAILED or (words and status != "RUNNING"):
+        raise ServeError(f"{model} could not be deployed. {words or application.get('message') or status}")
+
+
 def replica_states(application: dict[str, Any]) -> list[str]:
     """``STARTING``, ``RUNNING``, ..., one per replica."""
     deployments = application.get("deployments", {}).values()
@@ -77,20 +101,38 @@ def api_url(dashboard_url: str, config: ServeConfig) -> str:
     return f"http://{host}:{config.port}"
 
 
-def await_answer(url: str, config: ServeConfig, deadline: float) -> None:
-    """Until the proxy knows the route and the replica behind it runs what was asked for."""
+def drain_s(application: dict[str, Any]) -> float:
+    """Seconds that its replicas may take to finish their requests once they are told to stop."""
+    deployments = application.get("deployments", {}).values()
+    return max((each["deployment_config"].get("graceful_shutdown_timeout_s") or 0 for each in deployments), default=0)
+
+
+def await_answer(url: str, config: ServeConfig, deadline: float, check: Callable[[], None]) -> None:
+    """Until the proxy knows the route and the replica behind it runs the very weights that were asked for.
+
+    Args:
+        url: the API's base.
+        config: what was deployed, pinned.
+        deadline: on ``time.monotonic``'s clock.
+        check: called between two looks; raises where waiting is in vain.
+
+    Raises:
+        ServeError: the deadline passed; with the last thing that was heard.
+    """
     import httpx
 
     last = "no answer"
+    trust_env = urlsplit(url).hostname not in LOOPBACK
     while time.monotonic() < deadline:
         try:
-            answer = httpx.get(f"{url}/readyz", timeout=10)
-        except httpx.TransportError as error:
+            answer = httpx.get(f"{url}/readyz", timeout=10, trust_env=trust_env)
+        except httpx.RequestError as error:
             last = str(error)
         else:
             last = f"{answer.status_code} {answer.text[:200]}"
-            if answer.status_code == 200 and config.model.endswith(answer.json()["model"]):
+            if answer.status_code == 200 and _runs(answer.content, config.pinned):
                 return
+        check()
         time.sleep(POLL_S)
     raise ServeError(
         "The deployment runs but does not answer.",
@@ -98,3 +140,12 @@ def await_answer(url: str, config: ServeConfig, deadline: float) -> None:
         rule=f"ready within {config.deploy_timeout_s:.0f} s; last: {last}",
         mend="a port that another program holds, or a host that this machine cannot reach: see Ray's dashboard",
     )
+
+
+def _runs(body: bytes, wanted: PinnedModel | None) -> bool:
+    """Whether this is a replica's word, and it runs those weights under that name."""
+    try:
+        said = Readiness.model_validate_json(body)
+    except ValidationError:
+        return False
+    return wanted is not None and (said.model, said.bundle_sha256) == (wanted.label, wanted.sha256)

@@ -55,7 +55,8 @@ def mlflow_uri(stack: Stack) -> str:
 @pytest.fixture
 def ray_session(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
     """This process as a driver of the session's Ray; disconnected afterwards."""
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "MLFLOW_TRACKING_URI", "DS_ACCELERATOR"):
+    told = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "MLFLOW_TRACKING_URI", "DS_ACCELERATOR")
+    for name in (*told, "NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # so that `use` is undone
     stacks.use(stack)
     import ray

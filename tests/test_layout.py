@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ MAY_IMPORT = {
 RAY_OR_DEEPSPEED = {
     "training/parallel.py",
     "training/ray_agent.py",
+    "training/ray_resources.py",
     "training/ray_train.py",
     "training/ray_tune.py",
     "training/worker.py",
@@ -33,6 +36,9 @@ TOP_LEVEL = {"pyproject.toml", "README.md", "cluster", "training", "serving", "t
 ALSO_AT_THE_TOP = {"LICENSE", "Makefile", "requirements.lock", "NOTICE"}
 
 MAX_LINES = 300
+
+COPYLEFT = re.compile(r"(?<!L)(?<!Lesser )\bA?GPL|(Affero|(?<!Lesser )General) Public License", re.IGNORECASE)
+"""The GPL and the AGPL. The LGPL lets others link to a package, and the MPL covers its own files only."""
 
 SOURCES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 
@@ -92,3 +98,37 @@ def test_the_lock_is_complete_and_names_no_place() -> None:
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(line.count("==") == 1 and not {"+", "/", "@", "-i"} & set(line) for line in pins)
     assert "torch==2.13.0" in pins, "without a build, so that a machine with GPUs gets the CUDA build"
+
+
+def licence(package: importlib.metadata.Distribution) -> str:
+    """All that a package's metadata says of its licence; a whole text is left to its first line."""
+    told = package.metadata
+    stated = [told.get("License-Expression", ""), *told.get("License", "").strip().splitlines()[:1]]
+    return " | ".join([*stated, *(line for line in told.get_all("Classifier", []) if line.startswith("License"))])
+
+
+def test_nothing_that_is_installed_is_under_the_gpl() -> None:
+    found = {package.name: licence(package) for package in importlib.metadata.distributions()}
+    assert len(found) > 100
+    assert {name: said for name, said in found.items() if COPYLEFT.search(said)} == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["GPLv2", "GPL-3.0-or-later", "AGPL-3.0", "License :: OSI Approved :: GNU General Public License v2 (GPLv2)"],
+)
+def test_the_gpl_is_known_by_its_names(text: str) -> None:
+    assert COPYLEFT.search(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["LGPL-2.1", "MIT", "MPL-2.0", "License :: OSI Approved :: GNU Lesser General Public License v3 (LGPLv3)"]
+)
+def test_other_licences_are_not_taken_for_it(text: str) -> None:
+    assert not COPYLEFT.search(text)
+
+
+def test_the_readme_asks_for_the_memory_that_doctor_looks_for() -> None:
+    from cluster.doctor import MEMORY_GIB
+
+    assert f"{MEMORY_GIB} GiB of memory" in (ROOT / "README.md").read_text()

@@ -1,56 +1,61 @@
-"""The fork server, the training process forked from it, and its supervision. Imports neither Ray nor torch.
+"""How an agent has a training process forked, follows it and stops it. Imports neither Ray nor torch.
 
     agent (a Ray worker) --unix socket--> fork server --fork--> keeper --fork--> training process
 
-The fork server imports torch, DeepSpeed, diffusers and MLflow once; a training process forked from it starts in
-milliseconds. For each connection it forks a *keeper*, which forks the training process, reports how it ended
-and ends it when the agent goes away. Requests and events are JSON lines; nothing is unpickled, and the only
-thing that a request can run is ``training.worker``.
+The other end of the socket is ``training.fork_server``, which is started by the first who asks and serves all
+training processes of its node. Requests and events are JSON lines.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import fcntl
 import hashlib
-import importlib
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from training.errors import TrainingError
 
-PRELOAD = (
-    "training.worker",
-    # DeepSpeed imports it in `initialize`, and it drags in torch._dynamo: 1.9 s
-    "deepspeed.runtime.zero.muon.muon_optimizer",
-    "diffusers.models.unets.unet_2d_condition",
-    "mlflow.tracking.client",
-    "mlflow.system_metrics.system_metrics_monitor",
-)
-GRACE_S = 60.0
-"""How long an abandoned training process may take to checkpoint and leave."""
+
+def accelerator(environment: Mapping[str, str]) -> Literal["cuda", "cpu"]:
+    """What a process with this environment computes on.
+
+    Asks the driver and never CUDA, which must not be initialised before a fork.
+    """
+    masked = environment.get("CUDA_VISIBLE_DEVICES", "all").split(",")[0].strip()
+    if environment.get("DS_ACCELERATOR") == "cpu" or masked in ("", "-1", "NoDevFiles"):
+        return "cpu"
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return "cpu"
+    try:
+        return "cuda" if pynvml.nvmlDeviceGetCount() else "cpu"
+    finally:
+        pynvml.nvmlShutdown()
 
 
-def socket_path(cluster: str) -> Path:
+def socket_path(cluster: str, environment: Mapping[str, str] = os.environ) -> Path:
     """Where the fork server of this code, on this node, for one cluster, listens.
 
     Args:
         cluster: names the cluster, e.g. its GCS address, so that two stacks on one machine share nothing.
+        environment: of the process to be forked. DeepSpeed settles for GPUs or the CPU once, when it is imported, so
+            each has a server of its own.
     """
-    code = hashlib.sha256(f"{sys.executable} {cluster}".encode())
+    code = hashlib.sha256(f"{sys.executable} {cluster} {accelerator(environment)}".encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         status = path.stat()
         code.update(f"{path}:{status.st_mtime_ns}:{status.st_size}".encode())
@@ -74,15 +79,33 @@ class TrainingProcess:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        """What the process reports, in order; the last is ``{"event": "exit", "code": ..., "signal": ...}``."""
-        with self._connection.makefile("r", encoding="utf-8") as lines:
+    def events(self, idle_s: float | None = None) -> Iterator[dict[str, Any]]:
+        """What the process reports, in order; the last is ``{"event": "exit", "code": ...}``.
+
+        Args:
+            idle_s: whenever nothing came for so long, an event ``idle`` is yielded.
+        """
+        waiter = select.poll()  # which, unlike select, takes any descriptor
+        waiter.register(self._connection, select.POLLIN)
+        pending = b""
+        while True:
+            if not waiter.poll(None if idle_s is None else idle_s * 1000):
+                yield {"event": "idle"}
+                continue
+            part = self._connection.recv(65536)
+            if not part:
+                return
+            *lines, pending = (pending + part).split(b"\n")
             for line in lines:
-                yield json.loads(line)
+                event = json.loads(line)
+                yield event
+                if event["event"] == "exit":
+                    return
 
     def stop(self) -> None:
         """Ask it to checkpoint and leave."""
-        self._connection.sendall(b'{"stop": true}\n')
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has left; its events say how
+            self._connection.sendall(b'{"stop": true}\n')
 
     def close(self) -> None:
         """Let go: a process that still runs is asked to checkpoint and leave, and killed after a while."""
@@ -91,7 +114,13 @@ class TrainingProcess:
         self._connection.close()
 
 
-def launch(path: Path, task: Literal["train", "publish"], spec: Mapping[str, Any], log: Path) -> TrainingProcess:
+def launch(
+    path: Path,
+    task: Literal["train", "publish"],
+    spec: Mapping[str, Any],
+    log: Path,
+    environment: Mapping[str, str] = os.environ,
+) -> TrainingProcess:
     """Fork a training process, starting the fork server first where there is none.
 
     Args:
@@ -99,15 +128,17 @@ def launch(path: Path, task: Literal["train", "publish"], spec: Mapping[str, Any
         task: which part of ``training.worker`` runs.
         spec: what it is told; JSON.
         log: file that gets the process's output.
+        environment: the process's; the same as the socket's.
 
     Raises:
         TrainingError: the fork server does not start.
     """
-    connection = _connect(path) or _start_server(path)
+    connection = _connect(path) or _start_server(path, environment)
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if accelerator(environment) == "cpu" else {}
     request = {
         "task": task,
         "spec": dict(spec),
-        "environment": dict(os.environ),
+        "environment": {**environment, **hidden},
         "log": str(log),
         "folder": str(Path.cwd()),
     }
@@ -125,7 +156,7 @@ def _connect(path: Path) -> socket.socket | None:
     return connection
 
 
-def _start_server(path: Path, wait_s: float = 180.0) -> socket.socket:
+def _start_server(path: Path, environment: Mapping[str, str], wait_s: float = 180.0) -> socket.socket:
     """Start the server as a daemon, once per node however many agents ask at the same time."""
     log = path.with_suffix(".log")
     with path.with_suffix(".lock").open("w") as lock:
@@ -135,7 +166,7 @@ def _start_server(path: Path, wait_s: float = 180.0) -> socket.socket:
             return connection
         # In a session of its own and orphaned at once: Ray ends the children of a worker with the worker.
         command = [sys.executable, "-m", "training.agent", "start", "--socket", str(path), "--idle-s", "900"]
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, env=dict(environment))
         deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:
             connection = _connect(path)
@@ -146,117 +177,6 @@ def _start_server(path: Path, wait_s: float = 180.0) -> socket.socket:
     raise TrainingError(f"The fork server did not start within {wait_s:.0f} s.\n{tail}", value=str(path))
 
 
-def serve(path: Path, idle_s: float | None) -> None:
-    """Be the fork server until SIGTERM, or until nobody has asked for ``idle_s``."""
-    _keep_freed_memory()
-    for name in PRELOAD:
-        importlib.import_module(name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are reaped by the kernel
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-        server.bind(str(path))
-        server.listen(64)
-        server.settimeout(idle_s)
-        try:
-            while True:
-                connection, _ = server.accept()
-                if os.fork() == 0:
-                    server.close()
-                    _keep(connection)
-                connection.close()
-        except TimeoutError:
-            return
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _keep_freed_memory() -> None:
-    """Let malloc keep large blocks for the next step instead of returning them to the kernel.
-
-    Training on a CPU allocates the same activations at every step; faulting their pages in anew took a tenth of
-    the time (118 against 125 images/s for the 32 px UNet on two cores). Forked processes inherit the setting.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
-    if mallopt is not None:
-        trim_threshold, mmap_threshold, top_pad = -1, -3, -2
-        mallopt(mmap_threshold, 2**30)
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(top_pad, 2**26)
-
-
-def _keep(connection: socket.socket) -> None:
-    """The keeper: fork the training process, watch it and the agent, report the end. Never returns."""
-    code = 1
-    try:
-        os.setsid()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        with connection.makefile("r", encoding="utf-8") as lines:
-            request = json.loads(lines.readline())
-            child = os.fork()
-            if child == 0:
-                _train(connection, request)
-            status = _watch(child, connection)
-        end = {"event": "exit", "code": os.waitstatus_to_exitcode(status)}
-        connection.sendall(json.dumps(end).encode() + b"\n")
-        code = 0
-    except BrokenPipeError:
-        code = 0  # the agent has gone; there is nobody to tell
-    finally:
-        os._exit(code)
-
-
-def _watch(child: int, connection: socket.socket) -> int:
-    """Wait for the training process; end it when the agent asks or goes away. Returns the wait status."""
-    process = os.pidfd_open(child)
-    abandoned: float | None = None
-    watched = [process, connection.fileno()]
-    while True:
-        timeout = None if abandoned is None else max(0.0, abandoned + GRACE_S - time.monotonic())
-        ready, _, _ = select.select(watched, [], [], timeout)
-        if process in ready:
-            return os.waitpid(child, 0)[1]
-        if not ready:
-            os.kill(child, signal.SIGKILL)
-            return os.waitpid(child, 0)[1]
-        try:
-            message = connection.recv(65536)
-        except ConnectionResetError:
-            message = b""
-        if not message:
-            watched.remove(connection.fileno())
-            abandoned = time.monotonic()
-        os.kill(child, signal.SIGTERM)
-
-
-def _train(connection: socket.socket, request: Mapping[str, Any]) -> None:
-    """The training process. Never returns."""
-    code = 1
-    try:
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the keeper
-        log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.environ.clear()
-        os.environ.update(request["environment"])
-        os.chdir(request["folder"])
-        worker = importlib.import_module("training.worker")
-
-        def emit(event: Mapping[str, Any]) -> None:
-            try:
-                connection.sendall(json.dumps(event).encode() + b"\n")
-            except BrokenPipeError:  # the agent is gone and the keeper's SIGTERM on its way: reach the checkpoint
-                sys.stderr.write(f"the agent has gone; event dropped: {json.dumps(event)}\n")
-
-        code = worker.main(request["task"], request["spec"], emit)
-    except BaseException:  # noqa: BLE001  the process ends here; whatever it was belongs in its log
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
 def main() -> None:
     """``python -m training.agent serve|start --socket PATH``: be the fork server, or start it and return."""
     parser = argparse.ArgumentParser(prog="python -m training.agent", description=__doc__.splitlines()[0])
@@ -265,6 +185,8 @@ def main() -> None:
     parser.add_argument("--idle-s", type=float, default=None, help="leave after this long without a request")
     arguments = parser.parse_args()
     if arguments.mode == "serve":
+        from training.fork_server import serve
+
         serve(arguments.socket, arguments.idle_s)
         return
     command = [sys.executable, "-m", "training.agent", "serve", "--socket", str(arguments.socket)]

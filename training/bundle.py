@@ -9,17 +9,23 @@ bundle/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
+from training.bundle_manifest import (
+    MANIFEST,
+    BundleManifest,
+    Provenance,
+    manifest_sha256,
+    read_manifest,
+    records_of,
+    verify_bundle,
+)
 from training.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -28,65 +34,17 @@ if TYPE_CHECKING:
     from training.conditioning import TextEncoder
     from training.objectives import Denoiser, Network
 
-MANIFEST = "darkroom.json"
-_MEND = "publish the bundle again, or fetch it again from the registry"
-
-
-class Provenance(BaseModel):
-    """Where a model comes from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run_id: str
-    """The MLflow run that trained it."""
-    data_hash: str
-    """The name of the data set, sha256 hex."""
-    recipe: dict[str, Any]
-    """The full recipe."""
-    metrics: dict[str, float] = Field(default_factory=dict)
-    """Final metrics, e.g. ``held_out_loss`` and ``kid_held_out``."""
-    licences: dict[str, int] = Field(default_factory=dict)
-    """Training pictures under each licence."""
-    created_utc: str
-    """ISO 8601."""
-    step: int = Field(ge=0)
-    """Optimizer steps taken."""
-    code_version: str
-    """The git commit that trained it."""
-
-
-class FileRecord(BaseModel):
-    """One file's size and checksum."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bytes: int = Field(ge=0)
-    """Size."""
-    sha256: str
-    """Lower-case hex."""
-
-
-class BundleManifest(BaseModel):
-    """The contents of ``darkroom.json``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1] = 1
-    """Version of this file's layout."""
-    objective: Literal["rectified_flow"] = "rectified_flow"
-    """What the network predicts."""
-    resolution: int = Field(ge=1)
-    """Side of the square pictures, in pixels."""
-    max_tokens: int = Field(ge=1)
-    """Longest prompt, in tokens."""
-    time_shift: float = Field(gt=0)
-    """The sampler's shift of time (Esser et al. 2024, eq. 23)."""
-    text_encoder_hash: str
-    """``TextEncoder.hash`` of the encoder that training used."""
-    provenance: Provenance
-    """Where the model comes from."""
-    files: dict[str, FileRecord]
-    """Every other file by its path inside the bundle, with forward slashes."""
+__all__ = [
+    "MANIFEST",
+    "BundleManifest",
+    "LoadedBundle",
+    "Provenance",
+    "load_bundle",
+    "manifest_sha256",
+    "read_manifest",
+    "verify_bundle",
+    "write_bundle",
+]
 
 
 @dataclass(frozen=True)
@@ -101,6 +59,7 @@ class LoadedBundle:
         time_shift: pass it to ``training.samplers.times``.
         provenance: where the model comes from.
         unet: the diffusers module, in evaluation mode.
+        sha256: of the ``darkroom.json`` that stood there once everything was loaded.
     """
 
     network: Network
@@ -110,6 +69,7 @@ class LoadedBundle:
     time_shift: float
     provenance: Provenance
     unet: UNet2DConditionModel
+    sha256: str
 
 
 def write_bundle(
@@ -148,7 +108,7 @@ def write_bundle(
             time_shift=time_shift,
             text_encoder_hash=encoder.hash,
             provenance=provenance,
-            files=_records(fresh),
+            files=records_of(fresh),
         )
         (fresh / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         if out.exists():
@@ -188,63 +148,6 @@ def _write_parts(folder: Path, unet: UNet2DConditionModel, encoder: TextEncoder,
     shutil.copyfile(pipeline.__file__, folder / "pipeline.py")
 
 
-def _records(folder: Path) -> dict[str, FileRecord]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _record(path) for path in paths}
-
-
-def _record(path: Path) -> FileRecord:
-    with path.open("rb") as stream:
-        return FileRecord(bytes=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
-
-
-def read_manifest(path: Path) -> BundleManifest:
-    """A bundle's ``darkroom.json``.
-
-    Raises:
-        CheckpointError: it is missing or not valid.
-    """
-    file = path / MANIFEST
-    try:
-        return BundleManifest.model_validate_json(file.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            "This is not a bundle.", value=str(path), rule=f"a directory with {MANIFEST}", mend=_MEND
-        ) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise CheckpointError(
-            f"The bundle's {MANIFEST} is not valid.", value=str(file), rule=f"{where}: {first['msg']}", mend=_MEND
-        ) from error
-
-
-def verify_bundle(path: Path) -> BundleManifest:
-    """Check every file of a bundle against its checksum.
-
-    Raises:
-        CheckpointError: a file is missing, has changed, or is named outside the bundle; the message names it.
-    """
-    manifest = read_manifest(path)
-    for name, record in manifest.files.items():
-        parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts:
-            raise CheckpointError(
-                "The bundle names a file outside itself.", value=name, rule="paths inside the bundle", mend=_MEND
-            )
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError("A file of the bundle is missing.", value=str(file), rule=MANIFEST, mend=_MEND)
-        if _record(file) != record:
-            raise CheckpointError(
-                "A file of the bundle has changed.",
-                value=str(file),
-                rule=f"sha256 {record.sha256}, {record.bytes} bytes, as {MANIFEST} says",
-                mend=_MEND,
-            )
-    return manifest
-
-
 def load_bundle(path: Path) -> LoadedBundle:
     """Verify a bundle and load it on the CPU in float32.
 
@@ -273,4 +176,6 @@ def load_bundle(path: Path) -> LoadedBundle:
         time_shift=manifest.time_shift,
         provenance=manifest.provenance,
         unet=unet,
+        # last: a directory that was replaced meanwhile does not pass for the one that was verified
+        sha256=manifest_sha256(path),
     )

@@ -70,14 +70,16 @@ def save(
     about: Mapping[str, Any],
     keep: int,
 ) -> Checkpoint:
-    """Write a checkpoint and remove what ``keep`` newer ones replace.
+    """Write a checkpoint and remove those that it replaces: all but ``keep``, and any of a later step.
 
     The folder appears under its name only when every byte is on disk; a crash at any moment leaves the older
-    checkpoints as they were, and what it left half-written is removed by the next save.
+    checkpoints as they were, and what it left half-written is removed by the next save. One writer at a time.
     """
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        _flush(folder.parent)
     for orphan in folder.glob("partial-*"):
         shutil.rmtree(orphan)
     partial = folder / f"partial-{step:08d}"
@@ -91,12 +93,16 @@ def save(
     manifest = {"schema": SCHEMA, "step": step, "position": position, "files": files, "about": dict(about)}
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
     _flush(partial / MANIFEST)
+    _flush(partial)
     final = folder / f"step-{step:08d}"
     if final.exists():
         shutil.rmtree(final)
     partial.rename(final)
     _flush(folder)
-    for old in _folders(folder)[keep:]:
+    # a later step is damaged, or of a future that this run has left: it went on from an earlier one
+    here = _folders(folder)
+    place = here.index(final)
+    for old in here[:place] + here[place + keep :]:
         shutil.rmtree(old)
     return Checkpoint(final, step, position, dict(about))
 

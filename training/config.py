@@ -24,6 +24,9 @@ from training.tracking import TrackingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 
+EXACT = ("seed", "global_batch", "model", "text", "objective", "optimizer", "schedule", "ema")
+"""Sections that a run cannot change on its way."""
+
 
 class TrainConfig(BaseModel):
     """One experiment."""

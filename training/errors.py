@@ -75,6 +75,10 @@ class DataError(DarkroomError):
     """A data set cannot be built, read or trusted."""
 
 
+class StorageError(DarkroomError):
+    """Storage answers with errors; what it holds may be whole, so the same command can go on later."""
+
+
 class CheckpointError(DarkroomError):
     """A checkpoint is missing, incomplete or belongs to another model."""
 

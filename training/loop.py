@@ -26,7 +26,7 @@ class Hooks:
     """What happens around the steps; each is called on every rank at the same step.
 
     Attributes:
-        on_step: gets the number of steps done and that step's metrics.
+        on_step: gets the number of steps done and that step's metrics, after ``should_stop`` was asked.
         evaluate: gets the number of steps done.
         save: gets the number of steps done.
         should_stop: True once any rank has been asked to leave.
@@ -62,8 +62,8 @@ def run(step: Step, batches: Iterator[Batch], start: int, pace: Pace, hooks: Hoo
         seconds = time.perf_counter() - began
         metrics |= {"images_per_s": pace.global_batch / seconds, "data_wait_share": waited_s / seconds}
         done = number + 1
-        hooks.on_step(done, metrics)
         stop = hooks.should_stop()
+        hooks.on_step(done, metrics)
         last = done == pace.steps
         if last or (done % pace.evaluate_every == 0 and not stop):
             hooks.evaluate(done)

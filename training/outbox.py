@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import URLError
 
+from training.provenance import mask_logins
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from PIL import Image
@@ -219,7 +221,7 @@ def _nothing() -> None:
 
 
 def _short(error: Exception) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = mask_logins(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= 200 else text[:197] + "..."
 
 

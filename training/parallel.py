@@ -10,13 +10,14 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
+# read once, when deepspeed is imported; chosen here, it does not try out every accelerator that it knows
+os.environ["DS_ACCELERATOR"] = os.environ.get("DS_ACCELERATOR") or ("cuda" if torch.cuda.is_available() else "cpu")
 
 import deepspeed
 from deepspeed.utils import (
@@ -34,17 +35,42 @@ from training.precision import Precision, resolve
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-# It serves inference's all-reduce only and costs a 41 s compilation at the first start.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+if os.environ["DS_ACCELERATOR"] == "cpu":
+    # It serves inference's all-reduce only and costs a 41 s compilation at the first start. There is none for GPUs,
+    # where looking up what is compatible would ask each of them.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+TIMEOUT = timedelta(minutes=30)
+"""How long ranks wait for one another: for rank 0 while it waits for its predecessor or embeds all captions."""
 
 
 def connect(rank: int, local_rank: int, world: int, address: str, port: int) -> None:
-    """Join the process group: gloo on a CPU, NCCL on GPUs."""
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    # DeepSpeed reads its place from here
-    place = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": world, "MASTER_ADDR": address, "MASTER_PORT": port}
+    """Join the process group: gloo on a CPU, NCCL on GPUs, one GPU for each process."""
+    device = local_device(local_rank)
+    # DeepSpeed reads its place from here, and takes LOCAL_RANK for the number of its GPU
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": device.index or 0,
+        "WORLD_SIZE": world,
+        "MASTER_ADDR": address,
+        "MASTER_PORT": port,
+    }
     os.environ.update({name: str(value) for name, value in place.items()})
-    dist.init_process_group(backend, init_method=f"tcp://{address}:{port}", rank=rank, world_size=world)
+    options: dict[str, Any] = {"backend": "gloo"}
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        options = {"backend": "nccl", "device_id": device}
+    url = f"tcp://{address}:{port}"
+    dist.init_process_group(init_method=url, rank=rank, world_size=world, timeout=TIMEOUT, **options)
+
+
+def local_device(local_rank: int) -> torch.device:
+    """What a process of this node computes on.
+
+    Ray Train may show every worker its own GPUs only, or all workers all of them.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return torch.device("cuda", local_rank % count) if count else torch.device("cpu")
 
 
 def common_precision(wished: Precision) -> Literal["bf16", "fp32"]:

@@ -74,7 +74,12 @@ def _mask(value: Any, secret: bool) -> Any:
         return [_mask(part, secret) for part in value]
     if value is None or isinstance(value, bool | int | float):
         return value
-    return _MASK if secret else _URL_LOGIN.sub(_MASK, str(value))
+    return _MASK if secret else mask_logins(str(value))
+
+
+def mask_logins(text: str) -> str:
+    """The text with the logins inside its URLs replaced by ``***``."""
+    return _URL_LOGIN.sub(_MASK, text)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,17 +16,23 @@ import torch.distributed as dist
 
 from training import checkpoint, parallel
 from training.bundle import Provenance, write_bundle
-from training.conditioning import Conditioning, TextEncoder
+from training.conditioning import TextEncoder
 from training.config import TrainConfig, parse
-from training.data.dataset import Dataset
-from training.errors import CheckpointError
-from training.evaluate.evaluator import Evaluator, read_split
+from training.data.dataset import Dataset, Split
+from training.data.manifest import SPLITS
+from training.errors import CheckpointError, TrainingError
+from training.evaluate.evaluator import Evaluator
 from training.evaluate.features import EfficientNetFeatures
+from training.evaluate.held_out import HeldOut
 from training.evaluate.kid import kid
+from training.evaluate.pictures import read_pictures, spread
 from training.precision import resolve
 
 KID_SUBSETS = 50
 KID_SUBSET = 100
+KID_REAL = 500
+"""Real pictures that generated ones are compared with, at most: five times what a subset takes. Two cores see 50 a
+second, so that a whole data set would take longer than the training."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,13 @@ class PublishSpec:
 def main(values: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) -> None:
     """Measure the newest checkpoint's averaged weights, write the bundle and register it.
 
-    Emits a ``published`` event with the model's name and version.
+    A checkpoint that is registered already is not measured again. Emits a ``published`` event with the model's name,
+    version and metrics.
 
     Raises:
-        CheckpointError: the run has not come to its end.
+        CheckpointError: the run has not come to its end, or its data set is another one now.
         DataError: its data set is gone.
+        TrainingError: its weights or what is measured of them is not finite.
         TrackingError: the MLflow server cannot be reached.
         RegistryError: it refuses the model.
     """
@@ -59,36 +69,65 @@ def main(values: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) -
 
     spec = PublishSpec(**values)
     config, run_dir = parse(spec.config), Path(spec.run_dir)
-    found = _finished(config, run_dir)
-    run_id = json.loads((run_dir / "mlflow_run.json").read_text())["run_id"]
-    torch.set_num_threads(max(config.workers.threads, config.workers.count))
-    parallel.connect(0, 0, 1, "127.0.0.1", 0)
     dataset = Dataset.open(config.data.path)
+    found = _finished(config, run_dir, dataset)
+    run_id = json.loads((run_dir / "mlflow_run.json").read_text())["run_id"]
+    of = _digest(config, dataset, found, run_id, spec.images)
+    # a command may be killed between the registration and its own note of it
+    version = registry.find(spec.tracking_uri, config.name, of)
+    if version is None:
+        bundle = _bundle(config, dataset, found, spec, run_id, emit)
+        version = registry.publish(spec.tracking_uri, bundle, name=config.name, run_id=run_id, of=of)
+    emit({"event": "published", "name": version.name, "version": version.version, "metrics": version.metrics})
+
+
+def _digest(config: TrainConfig, dataset: Dataset, found: checkpoint.Checkpoint, run_id: str, images: int) -> str:
+    """Names what a version is made and measured of: the same again is the same version."""
+    recipe = config.model_dump(mode="json")
+    of = {"run_id": run_id, "step": found.step, "data_hash": dataset.hash, "recipe": recipe, "images": images}
+    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+
+
+def _bundle(
+    config: TrainConfig,
+    dataset: Dataset,
+    found: checkpoint.Checkpoint,
+    spec: PublishSpec,
+    run_id: str,
+    emit: Callable[[Mapping[str, Any]], None],
+) -> Path:
+    """The measured bundle of a checkpoint, in the run's folder."""
+    torch.set_num_threads(max(config.workers.threads, config.workers.count))
+    average = found.load("ema")
+    _check_weights(average, found)
     encoder = TextEncoder.from_config(config.text)
     network = config.model.build(encoder.width)
-    network.load_state_dict({name.removeprefix("network."): value for name, value in found.load("ema").items()})
+    network.load_state_dict({name.removeprefix("network."): value for name, value in average.items()})
     emit({"event": "stage", "message": "measuring the held-out loss and the kernel distance"})
+    parallel.connect(0, 0, 1, "127.0.0.1", 0)
     metrics = _measure(config, dataset, encoder, network, spec.images)
-    licences = dict(dataset.manifest.licences)
+    dist.destroy_process_group()
+    _check_metrics(metrics)
+    # not the present time: publishing the same weights again makes the same bundle
+    written_s = (found.path / checkpoint.MANIFEST).stat().st_mtime
     provenance = Provenance(
         run_id=run_id,
         data_hash=dataset.hash,
         recipe=config.model_dump(mode="json"),
         metrics=metrics,
-        licences=licences,
-        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        licences=dict(dataset.manifest.licences),
+        created_utc=datetime.fromtimestamp(written_s, UTC).isoformat(timespec="seconds"),
         step=found.step,
         code_version=found.about["code"].get("mlflow.source.git.commit", "unknown"),
     )
     emit({"event": "stage", "message": "writing and registering the bundle"})
     shift = config.objective.time_shift
-    bundle = write_bundle(run_dir / "bundle", unet=network, encoder=encoder, time_shift=shift, provenance=provenance)
-    version = registry.publish(spec.tracking_uri, bundle, name=config.name, run_id=run_id)
-    emit({"event": "published", "name": version.name, "version": version.version, "metrics": metrics})
-    dist.destroy_process_group()
+    out = Path(spec.run_dir) / "bundle"
+    return write_bundle(out, unet=network, encoder=encoder, time_shift=shift, provenance=provenance)
 
 
-def _finished(config: TrainConfig, run_dir: Path) -> checkpoint.Checkpoint:
+def _finished(config: TrainConfig, run_dir: Path, dataset: Dataset) -> checkpoint.Checkpoint:
+    """The run's last checkpoint, of this data set."""
     found, _ = checkpoint.newest(run_dir / "checkpoints")
     if found is None or found.step < config.steps:
         raise CheckpointError(
@@ -97,43 +136,80 @@ def _finished(config: TrainConfig, run_dir: Path) -> checkpoint.Checkpoint:
             rule=f"{config.steps} steps",
             mend="the same `darkroom train` command again goes on",
         )
+    if found.about["data_hash"] != dataset.hash:
+        raise CheckpointError(
+            "The run was trained on another data set than the one that is there now.",
+            value=f"{dataset.path}: {dataset.hash}",
+            rule=f"data hash {found.about['data_hash']}, as in {found.path}",
+            mend="put that data set back, or train under another name with --set name=...",
+        )
     return found
+
+
+def _check_weights(weights: Mapping[str, torch.Tensor], found: checkpoint.Checkpoint) -> None:
+    """Nobody can use a network with a weight that is not a number."""
+    for name, value in weights.items():
+        if not bool(value.isfinite().all()):
+            raise TrainingError(
+                "The run's averaged weights have diverged.",
+                value=f"{name} of {found.path}",
+                rule="finite weights",
+                mend="train under another name with a lower optimizer.learning_rate",
+            )
+
+
+def _check_metrics(metrics: Mapping[str, float]) -> None:
+    """A bundle's manifest is JSON, which has no word for what is not a number."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"The model is not published: {name} is not a number.",
+                value=value,
+                rule="finite metrics",
+                mend="look at the run's samples; train under another name with a lower optimizer.learning_rate",
+            )
 
 
 def _measure(
     config: TrainConfig, dataset: Dataset, encoder: TextEncoder, network: Any, images: int
 ) -> dict[str, float]:
-    """Held-out loss, and the kernel distance to held-out and to training pictures."""
+    """Held-out loss, and the kernel distance to held-out and to training pictures.
+
+    All on bounded choices of the pictures, so that measuring takes no longer for a larger data set.
+    """
     metrics: dict[str, float] = {}
     extractor = EfficientNetFeatures()
-    for name in ("held_out", "train"):
-        split = dataset.split("held_out" if name == "held_out" else "train")
-        if len(split) < 2:
-            continue
-        count = min(images // 2, len(split))
-        prompts = [split.caption(i * len(split) // count) for i in range(count)]
-        real, readable = read_split(split, config.model.resolution)
+    for name in SPLITS:
+        split = dataset.split(name)
+        prompts = [split.caption(i) for i in spread(len(split), images // 2)]
+        real, _ = read_pictures(split, spread(len(split), KID_REAL), config.model.resolution)
         states = encoder.encode(["", *prompts])
-        held_out = encoder.encode([split.caption(i) for i in readable.tolist()]) if name == "held_out" else None
         evaluator = Evaluator(
             network,
             config.objective,
             config.evaluation,
             seed=config.seed,
-            images=real,
-            held_out=held_out or Conditioning(states.tokens[:0], states.mask[:0]),
+            resolution=config.model.resolution,
+            held_out=_held_out(config, split, encoder) if name == "held_out" else None,
             prompts=prompts,
             prompt_states=states.rows(slice(1, None)),
             unconditional=states.rows(slice(0, 1)),
             device="cuda" if torch.cuda.is_available() else "cpu",
             precision=resolve(config.engine.precision),
         )
-        if held_out is not None and (loss := evaluator.held_out_loss()) is not None:
+        if (loss := evaluator.held_out_loss()) is not None:
             metrics["held_out_loss"] = loss
+        if min(len(prompts), len(real)) < 2:
+            continue  # a distance between distributions needs two of each
         made = evaluator.sample()
-        whole = ((real + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         # at most half: a subset of everything is the same every time, and its spread would read 0
-        size = min(KID_SUBSET, max(2, min(len(made), len(whole)) // 2))
-        distance = kid(made, whole, subset_size=size, subsets=KID_SUBSETS, seed=config.seed, extractor=extractor)
+        size = min(KID_SUBSET, max(2, min(len(made), len(real)) // 2))
+        distance = kid(made, real, subset_size=size, subsets=KID_SUBSETS, seed=config.seed, extractor=extractor)
         metrics |= {f"kid_{name}": distance.mean, f"kid_{name}_std": distance.std, f"kid_{name}_images": len(made)}
     return metrics
+
+
+def _held_out(config: TrainConfig, split: Split, encoder: TextEncoder) -> HeldOut | None:
+    """The pictures that training measured."""
+    ids = spread(len(split), config.evaluation.held_out_images)
+    return HeldOut(split, ids, encoder.encode([split.caption(i) for i in ids])) if ids else None

@@ -6,7 +6,9 @@ group, and the new training processes go on from the newest checkpoint by themse
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,9 +20,13 @@ import ray.train
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from training.config import TrainConfig
-from training.errors import ConfigError, TrainingError
+from training.errors import TrainingError
 from training.interrupt import Interrupts
-from training.ray_agent import FLUSH_S, Events, Mailbox, agent_loop, publish_task
+from training.ray_agent import FLUSH_S, Events, Mailbox, agent_loop, cause, publish_task
+from training.ray_resources import check_resources, taken
+
+SILENCE_S = 10.0
+"""Without a word of a worker for so long, it is looked at whether they wait for resources."""
 
 
 @dataclass(frozen=True)
@@ -59,25 +65,6 @@ class TrainOutcome:
     stopped: bool
     metrics: Mapping[str, float]
     run_id: str
-
-
-def check_resources(config: TrainConfig) -> None:
-    """Refuse what the cluster can never give; Ray would wait for it forever.
-
-    Raises:
-        ConfigError: states what was asked for and what there is.
-    """
-    total = ray.cluster_resources()
-    for name, each in (("CPU", config.workers.cpus), ("GPU", config.workers.gpus)):
-        wanted, there = config.workers.count * each, total.get(name, 0.0)
-        if wanted > there + 1e-6:
-            fits = int((there + 1e-6) // each)
-            raise ConfigError(
-                f"The cluster has too few {name}s for the worker group.",
-                value=f"workers.count {config.workers.count} x workers.{name.lower()}s {each:g} = {wanted:g} {name}",
-                rule=f"at most {there:g} {name}, which the cluster has in all",
-                options=[f"workers.count={n}" for n in range(1, fits + 1)] or [f"workers.{name.lower()}s={there:g}"],
-            )
 
 
 def trainer(job: TrainJob, mailbox: Any, callbacks: list[Any] | None = None) -> DataParallelTrainer:
@@ -148,11 +135,18 @@ def follow(fit: Callable[[], object], mailbox: Any, read: Callable[[Events], Non
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    told = False
+    told, look_at = False, time.monotonic() + SILENCE_S
     with Interrupts() as interrupts:
         while thread.is_alive():
             thread.join(FLUSH_S)
-            read(ray.get(mailbox.drain.remote()))
+            events = ray.get(mailbox.drain.remote())
+            read(events)
+            if events:
+                look_at = math.inf  # workers have come
+            elif time.monotonic() > look_at:
+                message = taken()
+                read([{"event": "warning", "message": message}] if message else [])
+                look_at = math.inf if message else time.monotonic() + SILENCE_S
             if interrupts.wished and not told:
                 told = True
                 read([{"event": "warning", "message": "Interrupted: saving a checkpoint. Once more leaves at once."}])
@@ -168,14 +162,14 @@ class _Reader:
         self.on_event = on_event
         self.step, self.stopped, self.done, self.run_id = 0, False, False, ""
         self.metrics: dict[str, float] = {}
-        self.errors: Events = []
+        self.error: dict[str, Any] | None = None
 
     def read(self, events: Events) -> None:
         """Take note of events and pass them on."""
         for event in events:
             kind = event["event"]
             if kind == "error":
-                self.errors.append(event)
+                self.error = cause(self.error, event)
             elif kind == "evaluation":
                 self.metrics = dict(event["metrics"])
             elif kind == "tracked":
@@ -192,15 +186,13 @@ class _Reader:
         """
         if self.done and not failure:
             return TrainOutcome(self.step, self.stopped, self.metrics, self.run_id)
-        log = f"the logs {job.run_dir}/logs/rank-*.log tell more"
-        typed = [event for event in self.errors if event.get("typed")]
-        if typed:
-            error = TrainingError(typed[-1]["message"])
-            error.exit_code = typed[-1].get("exit_code", 1)
+        if self.error and self.error.get("typed"):
+            error = TrainingError(self.error["message"])
+            error.exit_code = self.error.get("exit_code", 1)
             raise error
-        reasons = [event["message"] for event in self.errors] or ([str(failure)] if failure else [])
+        reason = self.error["message"] if self.error else failure or "no worker reported"
         raise TrainingError(
-            f"Training failed: {reasons[-1] if reasons else 'no worker reported'}", mend=log
+            f"Training failed: {reason}", mend=f"the logs {job.run_dir}/logs/rank-*.log tell more"
         ) from failure
 
 

@@ -8,85 +8,28 @@ pickled.
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TextIO
 
 import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
-from training import ray_agent, ray_train
-from training.config import TrainConfig, override, parse
+from training import checkpoint, ray_agent, ray_train
 from training.errors import TrainingError
-from training.sweep_config import SweepConfig
+from training.ray_resources import check_resources
+from training.sweep import SweepJob, Trial, check_held_out, rank, read_trial, write_trial
+
+__all__ = ["SweepJob", "Trial", "run"]
 
 METRIC = "held_out_loss"
-RESULT = "result.json"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """How one trial ended.
-
-    Attributes:
-        number: which, from 0.
-        values: the recipe fields that it tried.
-        status: ``finished`` all steps, ``stopped`` by ASHA, or ``failed``.
-        step: optimizer steps at the last evaluation.
-        loss: the held-out loss there; None when it never got that far.
-        reason: why it failed.
-    """
-
-    number: int
-    values: Mapping[str, Any]
-    status: Literal["finished", "stopped", "failed"]
-    step: int
-    loss: float | None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class SweepJob:
-    """A sweep to run, and where.
-
-    Attributes:
-        recipe: what every trial starts from.
-        sweep: what is searched.
-        folder: the sweep's folder, on storage that every node sees.
-        tracking_uri: the MLflow server.
-        tags: go to every MLflow run.
-        parent_run_id: the sweep's own MLflow run.
-    """
-
-    recipe: TrainConfig
-    sweep: SweepConfig
-    folder: Path
-    tracking_uri: str
-    tags: Mapping[str, str] = field(default_factory=dict)
-    parent_run_id: str | None = None
-
-    def config(self, number: int) -> TrainConfig:
-        """The recipe of one trial.
-
-        Raises:
-            ConfigError: a searched field is unknown or its value not valid.
-        """
-        values = self.recipe.model_dump(mode="json")
-        values["name"] = f"{self.recipe.name[:70]}-trial-{number:02d}"
-        values["steps"] = self.sweep.steps
-        values["evaluation"] |= {"every_steps": self.sweep.grace_steps, "images": 0}
-        values["checkpoint"] |= {"every_steps": max(1, self.sweep.steps), "keep": 1}
-        for key, value in self.sweep.values(number).items():
-            override(values, key, value)
-        return parse(values, source=f"trial {number}")
-
-    def trial_folder(self, number: int) -> Path:
-        """Where one trial keeps its state."""
-        return self.folder / "trials" / f"{number:03d}"
+DRIVER_CPUS = 0.01
+"""What the driver of a trial reserves. With Ray's default of a whole CPU, two cores deadlock."""
 
 
 def run(job: SweepJob, on_event: Callable[[dict[str, Any]], None]) -> list[Trial]:
@@ -97,61 +40,88 @@ def run(job: SweepJob, on_event: Callable[[dict[str, Any]], None]) -> list[Trial
         on_event: gets the trials' events, with the trial's number as ``label``, and ``trial`` events at their end.
 
     Raises:
-        ConfigError: a searched field is unknown, or the cluster can never run a trial.
-        TrainingError: no trial came as far as a held-out loss.
+        ConfigError: a searched field is unknown, or the cluster can never run one of the trials.
+        DataError: the data set has nothing held out to measure trials by.
+        TrainingError: no trial came through with a held-out loss.
         KeyboardInterrupt: interrupted; running trials have saved a checkpoint.
     """
-    configs = [job.config(number) for number in range(job.sweep.trials)]
-    ray_train.check_resources(configs[0])
+    check_held_out(job.data)
+    concurrent = _concurrent(job)
     missing = [
         number
         for number in range(job.sweep.trials)
-        if (trial := _read(job, number)) is None or trial.status == "failed"
+        if (trial := read_trial(job, number)) is None or trial.status == "failed"
     ]
     if missing:
-        _run_missing(job, missing, on_event)
-    trials = [trial for number in range(job.sweep.trials) if (trial := _read(job, number))]
-    measured = [trial for trial in trials if trial.loss is not None]
-    if not measured:
+        _run_missing(job, missing, concurrent, on_event)
+    trials = [trial for number in range(job.sweep.trials) if (trial := read_trial(job, number))]
+    ranked = rank(trials)
+    if not ranked or ranked[0].status == "failed":
         reasons = [trial.reason for trial in trials if trial.reason]
         raise TrainingError(
-            f"No trial came as far as a held-out loss. {reasons[0] if reasons else ''}".strip(),
-            rule="a data set with held-out pictures, and at least one trial that trains",
+            f"No trial came through with a held-out loss. {reasons[0] if reasons else ''}".strip(),
+            rule="at least one trial that trains",
             mend=f"the logs {job.folder}/trials/*/logs/rank-*.log tell more",
         )
-    # ASHA compares equal steps; among trials, those that came further won their rungs
-    return sorted(measured, key=lambda trial: (-trial.step, trial.loss or 0.0)) + [t for t in trials if t.loss is None]
+    return ranked
 
 
-def _run_missing(job: SweepJob, missing: list[int], on_event: Callable[[dict[str, Any]], None]) -> None:
+def _concurrent(job: SweepJob) -> int:
+    """How many trials may run at a time, so many that even the largest of them find their resources.
+
+    Raises:
+        ConfigError: a trial's recipe is not valid, or the cluster can never run it.
+    """
+    total = ray.cluster_resources().get("CPU", 0.0)
+    fits = []
+    for number in range(job.sweep.trials):
+        workers = (config := job.config(number)).workers
+        groups = check_resources(config, DRIVER_CPUS) // workers.count
+        fits.append(min(groups, int(total / (workers.count * workers.cpus + DRIVER_CPUS) + 1e-6)))
+    return min(job.sweep.concurrent or min(fits), *fits)
+
+
+def _run_missing(
+    job: SweepJob, missing: list[int], concurrent: int, on_event: Callable[[dict[str, Any]], None]
+) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
-    # Tune prints tables even when it is told to be silent; ours is the progress, and stdout is for results
-    with (job.folder / "tune.log").open("a") as log, contextlib.redirect_stdout(log):
-        _follow(job, missing, on_event)
+    with (job.folder / "tune.log").open("a") as log, _into(log):
+        _follow(job, missing, concurrent, on_event)
 
 
-def _follow(job: SweepJob, missing: list[int], on_event: Callable[[dict[str, Any]], None]) -> None:
+@contextlib.contextmanager
+def _into(log: TextIO) -> Iterator[None]:
+    """What Tune says goes to a file: even told to be silent, it prints tables, and a traceback for each bad trial.
+
+    Ours is the progress, a trial's result has its reason, and stdout is for results.
+    """
+    logger, handler = logging.getLogger("ray.tune"), logging.StreamHandler(log)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        with contextlib.redirect_stdout(log):
+            yield
+    finally:
+        logger.propagate = True
+        logger.removeHandler(handler)
+
+
+def _follow(job: SweepJob, missing: list[int], concurrent: int, on_event: Callable[[dict[str, Any]], None]) -> None:
     mailbox = ray_agent.Mailbox.remote()  # type: ignore[attr-defined]
 
     def pass_on(events: ray_agent.Events) -> None:
         for event in events:
             on_event(event)
 
-    interrupted, failure = ray_train.follow(_tuner(job, missing, mailbox).fit, mailbox, pass_on)
+    interrupted, failure = ray_train.follow(_tuner(job, missing, concurrent, mailbox).fit, mailbox, pass_on)
     if interrupted:
         raise KeyboardInterrupt
     if failure:
         raise TrainingError(f"The sweep failed: {failure}") from failure
 
 
-def _tuner(job: SweepJob, missing: list[int], mailbox: Any) -> tune.Tuner:
-    workers = job.recipe.workers
-    fits = int(ray.cluster_resources()["CPU"] // (workers.count * workers.cpus + 0.01))
-    if workers.gpus:
-        fits = min(fits, int(ray.cluster_resources().get("GPU", 0) // (workers.count * workers.gpus)))
-    concurrent = max(1, min(job.sweep.concurrent or fits, fits))
-    # The driver of a trial takes a hundredth of a CPU: with the default of a whole one, two cores deadlock.
-    trainable = tune.with_resources(tune.with_parameters(_trial, job=job, mailbox=mailbox), {"CPU": 0.01})
+def _tuner(job: SweepJob, missing: list[int], concurrent: int, mailbox: Any) -> tune.Tuner:
+    trainable = tune.with_resources(tune.with_parameters(_trial, job=job, mailbox=mailbox), {"CPU": DRIVER_CPUS})
     return tune.Tuner(
         trainable,
         param_space={"number": tune.grid_search(missing)},
@@ -177,7 +147,11 @@ def _tuner(job: SweepJob, missing: list[int], mailbox: Any) -> tune.Tuner:
 
 
 def _trial(config: dict[str, Any], job: SweepJob, mailbox: Any) -> None:
-    """The driver of one trial: a Ray Train run whose reports go to Tune."""
+    """The driver of one trial: a Ray Train run whose reports go to Tune.
+
+    Raises:
+        TrainingError: it came back before its last step. Agents return after an error that trying again cannot mend.
+    """
     if ray.get(mailbox.stopping.remote()):
         return
     number = int(config["number"])
@@ -191,6 +165,10 @@ def _trial(config: dict[str, Any], job: SweepJob, mailbox: Any) -> None:
     )
     train.run_dir.mkdir(parents=True, exist_ok=True)
     ray_train.trainer(train, mailbox, callbacks=[TuneReportCallback()]).fit()
+    if not ray.get(mailbox.stopping.remote()):
+        last, _ = checkpoint.newest(train.run_dir / "checkpoints")
+        if last is None or last.step < train.config.steps:
+            raise TrainingError(ray.get(mailbox.reason.remote(train.label)) or "it ended before its last step")
 
 
 class _Results(tune.Callback):
@@ -203,47 +181,36 @@ class _Results(tune.Callback):
         """Finished, or stopped by ASHA. An interrupted trial has no result: it goes on next time."""
         if ray.get(self.mailbox.stopping.remote()):
             return
-        step = int(trial.last_result.get("training_step", 0))
-        done = "finished" if step >= self.job.sweep.steps else "stopped"
-        self._write(trial, "failed" if METRIC not in trial.last_result else done, step)
+        done = "finished" if _step(trial) >= self.job.sweep.steps else "stopped"
+        self._write(trial, "failed" if _loss(trial) is None else done)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """One bad trial never ends the sweep."""
-        self._write(trial, "failed", int(trial.last_result.get("training_step", 0)))
+        self._write(trial, "failed")
 
-    def _write(self, trial: Any, status: Any, step: int) -> None:
-        number = int(trial.config["number"])
+    def _write(self, trial: Any, status: Any) -> None:
+        number, step, loss = int(trial.config["number"]), _step(trial), _loss(trial)
         reason = "" if status != "failed" else self._reason(number, trial.error_file)
-        loss = trial.last_result.get(METRIC)
         result = Trial(number, self.job.sweep.values(number), status, step, loss, reason)
-        path = self.job.trial_folder(number) / RESULT
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"fingerprint": _fingerprint(self.job, number), **asdict(result)}))
-        partial.rename(path)
+        write_trial(self.job, result)
         self.mailbox.put.remote([{"event": "trial", "label": str(number), **asdict(result)}])
 
     def _reason(self, number: int, error_file: str | None) -> str:
         """What the training process said, or else what Ray did."""
         told: str = ray.get(self.mailbox.reason.remote(str(number)))
-        return told or (error_file and _tail(error_file)) or "it ended without an evaluation"
+        return told or (error_file and _tail(error_file)) or "it ended without a finite held-out loss"
+
+
+def _step(trial: Any) -> int:
+    return int(trial.last_result.get("training_step", 0))
+
+
+def _loss(trial: Any) -> float | None:
+    """The last held-out loss; None where there is none, and for what is not finite, which no ranking can place."""
+    loss = trial.last_result.get(METRIC)
+    return float(loss) if loss is not None and math.isfinite(loss) else None
 
 
 def _tail(path: str) -> str:
     text = Path(path).read_text(errors="replace").strip()
     return text.splitlines()[-1] if text else ""
-
-
-def _fingerprint(job: SweepJob, number: int) -> Any:
-    return job.config(number).model_dump(mode="json")
-
-
-def _read(job: SweepJob, number: int) -> Trial | None:
-    """How a trial ended; None when it has not, or was of another recipe."""
-    path = job.trial_folder(number) / RESULT
-    if not path.is_file():
-        return None
-    values = json.loads(path.read_text())
-    if values.pop("fingerprint") != _fingerprint(job, number):
-        return None
-    return Trial(**values)

@@ -23,6 +23,7 @@ from training.registry_store import (
     DATA_TAG,
     METRICS_TAG,
     MODEL_TAG,
+    OF_TAG,
     RUN_TAG,
     ModelVersion,
     all_models,
@@ -39,12 +40,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import RegisteredModel
 
-__all__ = ["CHAMPION", "ModelVersion", "fetch", "promote", "publish", "resolve", "rollback", "versions"]
+__all__ = ["CHAMPION", "ModelVersion", "fetch", "find", "promote", "publish", "resolve", "rollback", "versions"]
 
 CHAMPION = "champion"
 
 
-def publish(uri: str, bundle: Path, *, name: str, run_id: str) -> ModelVersion:
+def publish(uri: str, bundle: Path, *, name: str, run_id: str, of: str = "") -> ModelVersion:
     """Store a bundle with its run and register it; a bundle that is already registered stays as it is.
 
     Args:
@@ -52,6 +53,7 @@ def publish(uri: str, bundle: Path, *, name: str, run_id: str) -> ModelVersion:
         bundle: a bundle directory.
         name: the registered model; made where it is missing.
         run_id: the run that trained it.
+        of: names what it was made and measured of, for ``find``.
 
     Raises:
         CheckpointError: the bundle is incomplete.
@@ -66,11 +68,31 @@ def publish(uri: str, bundle: Path, *, name: str, run_id: str) -> ModelVersion:
         for known in versions_of(client, model):
             if known.bundle_sha256 == digest and known.run_id == run_id:
                 return known
-        return _upload(client, model, bundle, manifest, run_id, digest)
+        return _upload(client, model, bundle, manifest, run_id, digest, of)
+
+
+def find(uri: str, name: str, of: str) -> ModelVersion | None:
+    """The newest version that was published as ``of``; None where there is none.
+
+    Raises:
+        RegistryError: the name is not allowed.
+        TrackingError: the server cannot be reached.
+    """
+    check_name(name)
+    with session(uri) as client:
+        model = find_model(client, name)
+        known = versions_of(client, model) if model else []
+    return next((version for version in known if version.of == of), None)
 
 
 def _upload(
-    client: MlflowClient, model: RegisteredModel, bundle: Path, manifest: BundleManifest, run_id: str, digest: str
+    client: MlflowClient,
+    model: RegisteredModel,
+    bundle: Path,
+    manifest: BundleManifest,
+    run_id: str,
+    digest: str,
+    of: str,
 ) -> ModelVersion:
     """The version is registered last: it never points at half a bundle."""
     from mlflow.entities import LoggedModelOutput, Metric
@@ -80,6 +102,7 @@ def _upload(
     tags = {
         RUN_TAG: run_id,
         DATA_TAG: manifest.provenance.data_hash,
+        OF_TAG: of,
         METRICS_TAG: json.dumps(metrics, sort_keys=True),
         BUNDLE_TAG: digest,
     }

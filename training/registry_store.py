@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from training.errors import RegistryError
 from training.mlflow_server import connect, require_server
+from training.provenance import mask_logins
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 RUN_TAG = "darkroom.run_id"
 DATA_TAG = "darkroom.data_hash"
+OF_TAG = "darkroom.of"
 METRICS_TAG = "darkroom.metrics"
 MODEL_TAG = "darkroom.model_id"
 BUNDLE_TAG = "darkroom.bundle_sha256"
@@ -39,6 +41,7 @@ class ModelVersion:
         data_hash: the data set's name.
         metrics: the bundle's final metrics.
         created_utc: ISO 8601.
+        of: names what it was made and measured of, as ``publish`` was told; empty where it was not.
         bundle_sha256: of the bundle's ``darkroom.json``, which holds the checksums of all its files.
     """
 
@@ -50,6 +53,7 @@ class ModelVersion:
     metrics: dict[str, float]
     created_utc: str
     bundle_sha256: str = ""
+    of: str = ""
 
 
 @contextmanager
@@ -63,7 +67,8 @@ def session(uri: str) -> Iterator[MlflowClient]:
     try:
         yield client
     except MlflowException as error:
-        raise RegistryError("The model registry refused.", value=uri, rule=str(error).splitlines()[0]) from error
+        why = mask_logins(str(error).splitlines()[0])
+        raise RegistryError("The model registry refused.", value=mask_logins(uri), rule=why) from error
 
 
 def check_name(name: str) -> None:
@@ -149,6 +154,7 @@ def as_version(entry: MlflowVersion, aliases: Mapping[str, str]) -> ModelVersion
         metrics=json.loads(entry.tags.get(METRICS_TAG, "{}")),
         created_utc=made.strftime("%Y-%m-%dT%H:%M:%SZ"),
         bundle_sha256=entry.tags.get(BUNDLE_TAG, ""),
+        of=entry.tags.get(OF_TAG, ""),
     )
 
 

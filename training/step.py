@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from training.conditioning import Conditioning
 from training.data.batch import Batch
 from training.ema import Ema
+from training.errors import TrainingError
 from training.models import apply_unet
 from training.objectives import Draws, ObjectiveConfig
 from training.optim import ScheduleConfig
@@ -69,12 +71,18 @@ class DiffusionStep:
         self.schedule, self.steps, self.seed = schedule, steps, seed
 
     def __call__(self, step: int, batch: Batch) -> Mapping[str, float]:
-        """Train on this rank's share of a global batch."""
+        """Train on this rank's share of a global batch.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite, on every rank alike, for both are the whole batch's.
+        """
         rate = self.engine.peak_learning_rate * self.schedule.factor(step, self.steps)
         loss, norm = self.engine.step(self._micro_batches(batch), rate)
-        self.ema.update(step)
         dist.all_reduce(loss)
-        return {"loss": float(loss) / dist.get_world_size(), "gradient_norm": norm, "learning_rate": rate}
+        metrics = {"loss": float(loss) / dist.get_world_size(), "gradient_norm": norm, "learning_rate": rate}
+        _check_finite(step, metrics)
+        self.ema.update(step)
+        return metrics
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[torch.Tensor, Conditioning, Draws]]:
         rows, device = self.engine.micro_batch, self.engine.device
@@ -86,3 +94,16 @@ class DiffusionStep:
             captions = self.captions.rows(torch.tensor(ids)).where(draws.keep_caption, self.unconditional)
             on_device = Draws(draws.t.to(device), draws.noise.to(device), draws.keep_caption)
             yield images, captions.to(device), on_device
+
+
+def _check_finite(step: int, metrics: Mapping[str, float]) -> None:
+    """A weight that is not a number never becomes one again: stop before a checkpoint is made of it."""
+    if all(math.isfinite(value) for value in metrics.values()):
+        return
+    raise TrainingError(
+        f"Training has diverged at step {step + 1}.",
+        value=", ".join(f"{name} {value:.4g}" for name, value in metrics.items()),
+        rule="a finite loss and gradient",
+        mend="a new run (--set name=...) with a lower optimizer.learning_rate or more schedule.warmup_steps;"
+        " the checkpoints of earlier steps are kept",
+    )

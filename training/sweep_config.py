@@ -8,11 +8,27 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from training import noise
 from training.errors import ConfigError
 
+_NOT_SEARCHED = {
+    "name": "a trial is named by its number",
+    "steps": "the sweep's own steps are every trial's",
+    "data": "losses on other pictures do not compare",
+    "text": "losses under other captions' states do not compare",
+    "evaluation": "losses measured another way do not compare",
+    "checkpoint": "the sweep keeps its trials' checkpoints itself",
+    "tracking": "all trials belong to the sweep's own MLflow run",
+    "model": "a whole section would carry the resolution along; name one of its fields",
+    "model.resolution": "losses of pictures of another size do not compare",
+}
+"""Fields, and sections with all their fields, that would change what is measured or how trials are kept; and why."""
+_SEARCHED = [
+    *("seed", "global_batch", "model.* but resolution", "objective.*", "optimizer.*", "schedule.*", "ema.*"),
+    *("engine.*", "workers.*"),
+]
 _FORMS = ["choice(a, b, ...)", "uniform(low, high)", "loguniform(low, high)"]
 
 
@@ -75,7 +91,22 @@ class SweepConfig(BaseModel):
     seed: int = Field(default=0, ge=0)
     """Keys the draws."""
     space: Mapping[str, Domain]
-    """Recipe fields, by dotted path, and what they may be."""
+    """Recipe fields, by dotted path, and what they may be. Not those that change the measure or the bookkeeping."""
+
+    @field_validator("space")
+    @classmethod
+    def _compares(cls, space: Mapping[str, Domain]) -> Mapping[str, Domain]:
+        """Refuse fields after which the trials' losses would not compare.
+
+        Raises:
+            ConfigError: which field, and why.
+        """
+        for key in space:
+            section = key.split(".")[0]
+            why = _NOT_SEARCHED.get(key) or (None if section == "model" else _NOT_SEARCHED.get(section))
+            if why:
+                raise ConfigError(f"A sweep cannot search {key}.", value=key, rule=why, options=_SEARCHED)
+        return space
 
     def values(self, trial: int) -> dict[str, Any]:
         """The recipe fields of one trial, a function of ``(seed, field, trial)`` alone."""

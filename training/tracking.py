@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from training import outbox
 from training.errors import TrackingError
 from training.mlflow_server import connect, require_server
-from training.provenance import flatten, mask_secrets, provenance_tags
+from training.provenance import flatten, mask_logins, mask_secrets, provenance_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -127,7 +127,7 @@ class Tracker:
             _describe(client, run, context)
         except MlflowException as error:
             raise TrackingError(
-                "The MLflow server refused the run.", value=context.name, rule=str(error).splitlines()[0]
+                "The MLflow server refused the run.", value=context.name, rule=mask_logins(str(error).splitlines()[0])
             ) from error
         return cls(context, client, run)
 

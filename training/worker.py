@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import time
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +18,8 @@ from training.spec import Emit, WorkerSpec, mark
 def main(task: str, spec: Mapping[str, Any], emit: Emit) -> int:
     """Run one rank, or publish a run; returns the exit code.
 
-    Every failure is told through ``emit`` and in the log.
+    Every failure is told through ``emit`` and in the log. SIGTERM is blocked at first, so that none comes too early:
+    a run unblocks it when it can leave in order, and publishing, which has nothing to save, just ends.
 
     Args:
         task: ``"train"`` or ``"publish"``.
@@ -27,6 +30,7 @@ def main(task: str, spec: Mapping[str, Any], emit: Emit) -> int:
     emit(mark("process forked"))
     try:
         if task == "publish":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             publish.main(spec, emit)
         elif task == "train":
             Run(WorkerSpec(**spec), emit).train()
@@ -36,10 +40,11 @@ def main(task: str, spec: Mapping[str, Any], emit: Emit) -> int:
             )
     except DarkroomError as error:
         traceback.print_exc()
-        emit({"event": "error", "typed": True, "exit_code": error.exit_code, "message": error.as_text()})
+        told = {"typed": True, "exit_code": error.exit_code, "message": error.as_text()}
+        emit({"event": "error", "time_s": time.time(), **told})
         return error.exit_code
     except Exception as error:  # noqa: BLE001  the boundary: told, logged, and the exit code says so
         traceback.print_exc()
-        emit({"event": "error", "message": f"{type(error).__name__}: {error}"})
+        emit({"event": "error", "time_s": time.time(), "message": f"{type(error).__name__}: {error}"})
         return 1
     return 0

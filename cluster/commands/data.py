@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.console import session
+from cluster.console import say, session
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -15,8 +18,13 @@ if TYPE_CHECKING:
     from training.data.config import BuildConfig
     from training.data.dataset import Dataset
     from training.data.manifest import Manifest
+    from training.errors import DataError
 
-app = typer.Typer(help="Build a data set from pictures, and look at one.", no_args_is_help=True)
+app = typer.Typer(
+    help="Build a data set from pictures, and look at one.",
+    no_args_is_help=True,
+    epilog="Examples:\n\ndarkroom data build pictures/ data/cats\n\ndarkroom data show data/cats",
+)
 
 _BUILD_EXAMPLES = """Examples:
 
@@ -27,8 +35,10 @@ darkroom data build pictures.tar data/cats --held-out 0.05
 darkroom data build captions.csv data/cats --min-side 256 --background '#808080' --force
 """
 
-_SHEET = "contact_sheet.png"
 _SHEET_PICTURES = 64
+_CELL_PX = 96
+_NAMED = 5
+"""Unreadable pictures that a warning names."""
 
 
 @app.command(epilog=_BUILD_EXAMPLES)
@@ -42,7 +52,7 @@ def build(
     max_bytes: Annotated[int, typer.Option(help="Drop pictures with more encoded bytes, unread.")] = 64_000_000,
     shard_mb: Annotated[int, typer.Option(help="Megabytes of a shard.")] = 64,
     background: Annotated[str, typer.Option(help="Colour behind transparent pixels: a name or #rrggbb.")] = "white",
-    force: Annotated[bool, typer.Option("--force", help="Replace a data set built from something else.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a data set that is damaged or another one.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
     address: Annotated[
         str | None, typer.Option(help="A Ray dashboard, http://host:port: run there, on paths that the cluster sees.")
@@ -54,9 +64,9 @@ def build(
     finished result.
     """
     if address:
-        from cluster import jobs, pipeline
+        from cluster import jobs, words
 
-        raise typer.Exit(jobs.run_remotely(address, pipeline.words_for_job(source, out), session(context)))
+        raise typer.Exit(jobs.run_remotely(address, words.again(context), session(context)))
     from training.data.build import build as build_dataset
 
     config = _config(
@@ -65,7 +75,7 @@ def build(
     )
     before = _stamp(out)
     with _progress(quiet=as_json) as progress:
-        task = progress.add_task("Judging pictures", total=None)
+        task = progress.add_task("Reading pictures", total=None)
         manifest = build_dataset(
             source, out, config, lambda done, total: progress.update(task, completed=done, total=total), force=force
         )
@@ -75,22 +85,40 @@ def build(
 @app.command(epilog="Example: darkroom data show data/cats --verify")
 def show(
     dataset: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that `darkroom data build` made.")],
+    sheet: Annotated[Path | None, typer.Option(help="The contact sheet's file, a PNG; in OUT if not given.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its checksum.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Print what a data set holds, and write a contact sheet of it to OUT/contact_sheet.png."""
     from training.data.dataset import Dataset
     from training.data.manifest import check_files
+    from training.data.output import CONTACT_SHEET
+    from training.errors import DataError
 
     opened = Dataset.open(dataset)
     if verify:
         check_files(dataset, opened.manifest, checksums=True)
-    sheet = _write_sheet(opened)
+    if not as_json:
+        _print_table(dataset, opened.manifest)
+    made = _write_sheet(opened, sheet or dataset / CONTACT_SHEET)
     if as_json:
-        _print_json({"path": str(dataset), "contact_sheet": str(sheet), "manifest": opened.manifest.model_dump()})
+        place = None if made.path is None else str(made.path)
+        found = {"path": str(dataset), "contact_sheet": place, "unreadable": made.unreadable}
+        _print_json({**found, "manifest": opened.manifest.model_dump()})
+    elif made.path is not None:
+        typer.echo(f"Contact sheet: {_printable(made.path)}")
+    if made.unreadable:
+        raise DataError(
+            f"{len(made.unreadable)} pictures of the data set cannot be read.",
+            value="; ".join(made.unreadable[:_NAMED]),
+            mend="--verify names the damaged files; `darkroom data build` makes them again with --force",
+        )
+    if made.failure is None:
         return
-    _print_table(dataset, opened.manifest)
-    typer.echo(f"Contact sheet: {sheet}")
+    if sheet is None and not os.access(dataset, os.W_OK):  # a data set that is only read is nothing wrong
+        say(f"No contact sheet: {_printable(dataset)} cannot be written; --sheet PATH puts it elsewhere.")
+        return
+    raise made.failure
 
 
 def _config(options: dict[str, object], rules: dict[str, object]) -> BuildConfig:
@@ -118,8 +146,10 @@ def _stamp(out: Path) -> int | None:
     """Changes when the data set is replaced."""
     from training.data.manifest import MANIFEST
 
-    path = out / MANIFEST
-    return path.stat().st_ino if path.is_file() else None
+    try:
+        return (out / MANIFEST).stat().st_ino
+    except OSError:  # none there yet; or not to be read, which the build will say
+        return None
 
 
 def _progress(*, quiet: bool) -> Progress:
@@ -136,12 +166,13 @@ def _report_build(out: Path, manifest: Manifest, *, unchanged: bool, as_json: bo
     if as_json:
         _print_json({"path": str(out), "unchanged": unchanged, "manifest": manifest.model_dump()})
         return
+    place = _printable(out)
     if unchanged:
-        typer.echo(f"{out} is already the finished result of this source and these options; nothing was done.")
+        typer.echo(f"{place} is already the finished result of this source and these options; nothing was done.")
     _print_table(out, manifest)
     if manifest.dropped:
-        typer.echo(f"Dropped inputs are named in {out / LEDGER}")
-    typer.echo(f"Look at it: darkroom data show {out}")
+        typer.echo(f"Dropped inputs are named in {_printable(out / LEDGER)}")
+    typer.echo(f"Look at it: darkroom data show {place}")
 
 
 def _print_json(value: object) -> None:
@@ -150,45 +181,77 @@ def _print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
+def _printable(path: Path) -> str:
+    from training.data.entries import printable
+
+    return printable(str(path))
+
+
 def _print_table(path: Path, manifest: Manifest) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"Data set {path}", show_header=False, title_justify="left")
+    from training.data.entries import printable
+
+    # as Text: a stranger's licence is neither rich's markup nor the terminal's
+    table = Table(title=Text(f"Data set {_printable(path)}"), show_header=False, title_justify="left")
     table.add_column()
     table.add_column(overflow="fold")
-    table.add_row("hash", manifest.hash)
-    table.add_row("inputs", f"{manifest.inputs} ({manifest.kept} kept, {manifest.inputs - manifest.kept} dropped)")
-    for rule, count in manifest.dropped.items():
-        table.add_row(f"  dropped: {rule}", str(count))
-    for name, split in manifest.splits.items():
-        size = f"{split.count} pictures, {split.image_bytes / 1e6:.1f} MB, {len(split.shards)} shard(s)"
-        table.add_row(name, size)
-    for licence, count in manifest.licences.items():
-        table.add_row(f"licence: {licence}", str(count))
-    table.add_row("background", manifest.config.background)
-    table.add_row("files", f"{len(manifest.files)}, {sum(f.size_bytes for f in manifest.files.values()) / 1e6:.1f} MB")
+    for name, value in _facts(manifest):
+        table.add_row(Text(printable(name)), Text(printable(value)))
     Console().print(table)
 
 
-def _write_sheet(dataset: Dataset) -> Path:
-    """A contact sheet of pictures spread evenly over the training split.
+def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield "hash", manifest.hash
+    yield "inputs", f"{manifest.inputs} ({manifest.kept} kept, {manifest.inputs - manifest.kept} dropped)"
+    for rule, count in manifest.dropped.items():
+        yield f"  dropped: {rule}", str(count)
+    for split_name, split in manifest.splits.items():
+        yield split_name, f"{split.count} pictures, {split.image_bytes / 1e6:.1f} MB, {len(split.shards)} shard(s)"
+    yield "without a caption", f"{manifest.without_caption} of {manifest.kept}"
+    for licence, count in manifest.licences.items():
+        yield f"licence: {licence}", str(count)
+    yield "background", manifest.config.background
+    yield "files", f"{len(manifest.files)}, {sum(f.size_bytes for f in manifest.files.values()) / 1e6:.1f} MB"
 
-    Raises:
-        DataError: a picture cannot be read, or the sheet cannot be written.
-    """
+
+@dataclass(frozen=True)
+class _Sheet:
+    """A contact sheet's file, if there is one; what could not be read for it; why it could not be written."""
+
+    path: Path | None
+    unreadable: list[str]
+    failure: DataError | None = None
+
+
+def _write_sheet(dataset: Dataset, path: Path) -> _Sheet:
+    """A contact sheet of pictures spread evenly over the training split; failures are returned: they are told last."""
     import numpy as np
+    from PIL import Image
 
-    from training.errors import DataError
+    from training.errors import DataError, StorageError
     from training.evaluate.contact_sheet import contact_sheet
 
     split = dataset.split("train")
-    chosen = np.linspace(0, len(split) - 1, min(_SHEET_PICTURES, len(split))).astype(int).tolist()
-    pictures = [split.picture(index) for index in chosen]
-    sheet = contact_sheet([image for image, _ in pictures], [str(fields["caption"]) for _, fields in pictures])
-    path = dataset.path / _SHEET
+    pictures: list[Image.Image] = []
+    captions: list[str] = []
+    unreadable: list[str] = []
+    for index in np.linspace(0, len(split) - 1, min(_SHEET_PICTURES, len(split))).astype(int).tolist():
+        try:
+            picture, fields = split.picture(index)
+        except (DataError, StorageError) as error:
+            unreadable.append(f"train[{index}]: {error.rule}")
+            continue
+        picture.thumbnail((_CELL_PX, _CELL_PX), Image.Resampling.LANCZOS)  # 64 of full size would fill the memory
+        pictures.append(picture)
+        captions.append(str(fields["caption"]))
+    if not pictures:
+        return _Sheet(None, unreadable)
     try:
-        sheet.save(path)
+        contact_sheet(pictures, captions, cell_px=_CELL_PX).save(path, "PNG")
     except OSError as error:
-        raise DataError("The contact sheet cannot be written.", value=str(path), rule=error.strerror) from error
-    return path
+        message, mend = "The contact sheet cannot be written.", "--sheet PATH puts it elsewhere"
+        return _Sheet(None, unreadable, DataError(message, value=str(path), rule=error.strerror, mend=mend))
+    return _Sheet(path, unreadable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -12,11 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster import subject
 from cluster.console import Session, print_json, say, session
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from cluster.pipeline import Place, Published
     from serving.deployment import Endpoint
     from training.config import TrainConfig
@@ -25,7 +25,7 @@ EXAMPLES = {
     "demo": (
         "darkroom demo",
         "darkroom demo --down",
-        "darkroom demo pictures/ --recipe base --set name=mine --set steps=2000",
+        "darkroom demo pictures/ --recipe base --set steps=2000",
     )
 }
 SEARCH = "optimizer.learning_rate=loguniform(1e-3, 4e-3)"
@@ -56,7 +56,9 @@ class Report:
 
 def demo(
     context: typer.Context,
-    source: Annotated[Path | None, typer.Argument(help="Pictures of your own; 335 emoji by default.")] = None,
+    source: Annotated[
+        Path | None, typer.Argument(help="Pictures of your own, which also name the run; 335 emoji by default.")
+    ] = None,
     recipe: Annotated[str, typer.Option(help="A packaged recipe (base, smileys) or a YAML file.")] = "smileys",
     assignments: Annotated[list[str] | None, typer.Option("--set", help="Override a field: section.key=value.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="Trials of the sweep.")] = 4,
@@ -76,40 +78,47 @@ def demo(
     Run it again after any interruption: finished stages are kept. The stack stays up at the end.
     """
     here = session(context)
-    if address:
-        from cluster import jobs, pipeline
-
-        words = pipeline.words_for_job(source)
-        raise typer.Exit(jobs.run_remotely(address, words, here, tracking_uri=tracking_uri))
     if down:
         from cluster import stack
 
         stopped = stack.stop(here.home, say)
         say(f"stopped {stopped} processes" if stopped else "nothing was running")
         return
+    config = subject.recipe(here.home, source, recipe, assignments or [])
+    if address:
+        from cluster import jobs, pipeline, words
+
+        said = words.again(
+            context,
+            recipe=jobs.RECIPE,
+            assignments=[f"name={json.dumps(config.name)}", f"data.path={json.dumps(config.data.path)}"],
+        )
+        files = {jobs.RECIPE: pipeline.as_yaml(config)}
+        raise typer.Exit(jobs.run_remotely(address, said, here, tracking_uri=tracking_uri, files=files))
     with _memory() as peak:
-        report = _run(here, source, recipe, assignments or [], trials, sweep_steps, images, peak)
+        report = _run(here, source, config, trials, sweep_steps, images, peak)
     print_json(asdict(report)) if as_json else _show(report)
 
 
 def _run(
     here: Session,
     source: Path | None,
-    recipe: str,
-    assignments: Sequence[str],
+    config: TrainConfig,
     trials: int,
     sweep_steps: int,
     images: int,
     peak: list[float],
 ) -> Report:
     from cluster import pipeline, stack
-    from training.config import load_recipe, parse
+    from cluster.state import make_home
+    from training.config import parse
 
-    data = here.home / "data" / (source.stem if source else "smileys")
-    config = load_recipe(recipe, [f"data.path={data}", *assignments])
     clock = _Clock()
     with clock.stage("build"):
-        _build(source or _packaged(), data)
+        make_home(here.home)
+        manifest = subject.build(source, Path(config.data.path))
+        kept = f"{manifest.kept} of {manifest.inputs} pictures kept in {config.data.path}"
+        say(f"{kept}; the data set is {manifest.hash[:12]}")
     with clock.stage("sweep"):
         place = pipeline.Place(stack.attach(here.home, say), here.home / "runs")
         winner = _sweep(place, config, trials, sweep_steps)
@@ -153,34 +162,26 @@ class _Clock:
         self.seconds[name] = round(time.monotonic() - began, 1)
 
 
-def _packaged() -> Path:
-    import training.data
-
-    return Path(training.data.__path__[0]) / "demo" / "smileys.tar"
-
-
-def _build(source: Path, data: Path) -> None:
-    from training.data.build import build
-    from training.data.config import BuildConfig
-
-    manifest = build(source, data, BuildConfig())
-    say(f"{manifest.kept} of {manifest.inputs} pictures kept in {data}; the data set is {manifest.hash[:12]}")
-
-
 def _sweep(place: Place, config: TrainConfig, trials: int, steps: int) -> dict[str, Any]:
-    """The winner's recipe as plain values."""
-    from cluster import pipeline
+    """The winner's recipe as plain values; the winner is the one that the run has begun with, where it has begun."""
+    from cluster import pipeline, winner
     from training.config import override, parse
     from training.sweep_config import SweepConfig, parse_domain
 
     space = dict([parse_domain(SEARCH)])
-    sweep = SweepConfig(trials=trials, steps=steps, grace_steps=max(1, steps // 4), seed=config.seed, space=space)
-    # one worker a trial, so that as many trials as possible run side by side
-    single = parse({**config.model_dump(mode="json"), "workers": {**config.workers.model_dump(), "count": 1}})
-    best = pipeline.sweep(place, single, sweep)[0]
+    kept = winner.kept(place, config, space)
+    if kept is None:
+        sweep = SweepConfig(trials=trials, steps=steps, grace_steps=max(1, steps // 4), seed=config.seed, space=space)
+        # one worker a trial, so that as many trials as possible run side by side
+        single = parse({**config.model_dump(mode="json"), "workers": {**config.workers.model_dump(), "count": 1}})
+        best = pipeline.sweep(place, single, sweep)[0]
+        kept = dict(best.values)
+        told = f"best trial {best.number}: {{}}, held-out loss {best.loss:.4f} after {best.step} steps"
+    else:
+        told = f"no sweep: the run {config.name} has begun with {{}}"
+    say(told.format(", ".join(f"{key}={value}" for key, value in kept.items())))
     values = config.model_dump(mode="json")
-    for key, value in best.values.items():
-        say(f"best trial {best.number}: {key}={value}, held-out loss {best.loss:.4f} after {best.step} steps")
+    for key, value in kept.items():
         override(values, key, value)
     return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,12 +20,18 @@ darkroom models list emoji-faces --json
 darkroom models list --tracking-uri http://mlflow.example.org:5000
 """
 
-app = typer.Typer(help="List, promote and roll back models.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="List, promote and roll back models.",
+    no_args_is_help=True,
+    add_completion=False,
+    epilog="Examples:\n\ndarkroom models list\n\ndarkroom models promote emoji-faces 3\n\n"
+    "darkroom models rollback emoji-faces",
+)
 
 Name = Annotated[str, typer.Argument(help="A registered model.")]
 Uri = Annotated[
     str | None,
-    typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="An MLflow server; else the local stack's."),
+    typer.Option("--tracking-uri", help="An MLflow server; else the local stack's, else MLFLOW_TRACKING_URI's."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -96,10 +103,12 @@ def rollback(
 
 
 def _uri(context: typer.Context, given: str | None) -> str:
-    """The MLflow server to ask.
+    """The MLflow server to ask: the one that was given, the local stack's, or MLFLOW_TRACKING_URI's.
+
+    The variable comes last, because training and serving use the local stack whatever it says.
 
     Raises:
-        TrackingError: none was given, and no local stack runs.
+        TrackingError: there is none of them.
     """
     from cluster import stack
     from cluster.console import session
@@ -109,14 +118,16 @@ def _uri(context: typer.Context, given: str | None) -> str:
         return given
     home = session(context).home
     running = stack.current(home) or stack.find(home)
-    if running is None:
-        raise TrackingError(
-            "There is no MLflow server to ask.",
-            value=str(home),
-            rule="a local stack that runs, or --tracking-uri",
-            mend="darkroom up",
-        )
-    return running.mlflow_url
+    if running is not None:
+        return running.mlflow_url
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    raise TrackingError(
+        "There is no MLflow server to ask.",
+        value=str(home),
+        rule="a local stack that runs, --tracking-uri, or MLFLOW_TRACKING_URI",
+        mend="darkroom up",
+    )
 
 
 def _print_json(value: object) -> None:

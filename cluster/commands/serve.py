@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +32,9 @@ EXAMPLES = {
 OUTPUT_FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 """What a file's ending asks the endpoint for."""
 
+_OPTIONS = {"deploy_timeout_s": "--timeout", "graceful_shutdown_timeout_s": "--drain-timeout"}
+"""Options that are not called what their setting is."""
+
 
 def serve(
     context: typer.Context,
@@ -51,6 +53,9 @@ def serve(
     replica_cpus: Annotated[float, typer.Option(help="CPUs that Ray reserves per replica.")] = 0.1,
     replica_gpus: Annotated[float, typer.Option(help="GPUs that Ray reserves per replica.")] = 0.0,
     replica_threads: Annotated[int, typer.Option(help="Threads of a replica's tensor operations.")] = 1,
+    drain_timeout_s: Annotated[
+        float, typer.Option("--drain-timeout", help="Seconds that a stopping replica has to finish its requests.")
+    ] = 120.0,
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds until it must be up.")] = 180.0,
     address: Annotated[str | None, typer.Option(help="A cluster's dashboard; the local stack by default.")] = None,
     down: Annotated[bool, typer.Option("--down", help="Take the endpoint down.")] = False,
@@ -59,9 +64,11 @@ def serve(
     """Put a model behind an HTTP endpoint that speaks OpenAI's Images API; a running one is replaced without outage."""
     opened = session(context)
     if address is not None:
-        from cluster.jobs import run_remotely
+        from cluster import jobs, words
 
-        raise typer.Exit(run_remotely(address, sys.argv[1:], opened))
+        # a bundle's folder means the same place there; the name of a registered model is no path
+        named = str(Path(model).absolute()) if model and Path(model).is_dir() else model
+        raise typer.Exit(jobs.run_remotely(address, words.again(context, model=named), opened))
     if down:
         _take_down(opened, json)
         return
@@ -84,13 +91,14 @@ def serve(
         "replica_cpus": replica_cpus,
         "replica_gpus": replica_gpus,
         "replica_threads": replica_threads,
+        "graceful_shutdown_timeout_s": drain_timeout_s,
         "deploy_timeout_s": timeout_s,
         "batch": {
             "padded_rows": padded_rows,
             "max_batch_rows": max_batch_rows,
             "max_waiting_images": max_waiting_images,
         },
-        "limits": {"max_steps": max_steps},
+        "limits": fitting_limits(max_steps, max_waiting_images),
     }
     config = checked_config(settings)
     from serving.deployment import deploy
@@ -168,8 +176,20 @@ def checked_config(settings: dict[str, Any]) -> ServeConfig:
         rule = first["msg"].removeprefix("Value error, ")
         if isinstance(first["input"], dict) or not field:
             raise ConfigError("These options do not fit together.", rule=rule) from error
-        option = "--timeout" if field == "deploy_timeout_s" else "--" + field.replace("_", "-")
+        option = _OPTIONS.get(field, "--" + field.replace("_", "-"))
         raise ConfigError(f"{option} is not valid.", value=first["input"], rule=rule) from error
+
+
+def fitting_limits(max_steps: int, max_waiting_images: int) -> dict[str, int]:
+    """What requests may ask for; defaults that nobody chose give way to what was chosen."""
+    from serving.config import LimitConfig
+
+    usual = LimitConfig()
+    return {
+        "max_steps": max_steps,
+        "default_steps": min(usual.default_steps, max_steps),
+        "max_images_per_request": min(usual.max_images_per_request, max_waiting_images),
+    }
 
 
 def curl_line(url: str) -> str:

@@ -42,12 +42,11 @@ def sweep(
 
     ASHA stops weak trials early. The same command again runs only the trials that have no result or failed.
     """
-    from training.config import load_recipe
+    from cluster import jobs, pipeline, stack, words
     from training.errors import ConfigError
     from training.sweep_config import SweepConfig, parse_domain
 
-    overrides = [*([f"data.path={data.absolute()}"] if data else []), *(assignments or [])]
-    config = load_recipe(recipe, overrides)
+    config = pipeline.load(recipe, assignments or [], data)
     if not search:
         raise ConfigError(
             "A sweep needs something to search.",
@@ -58,11 +57,11 @@ def sweep(
     sweep_config = SweepConfig(
         trials=trials, steps=steps, grace_steps=grace_steps, concurrent=concurrent, seed=config.seed, space=space
     )
-    from cluster import jobs, pipeline, stack
-
     here = session(context)
     if address:
-        raise typer.Exit(jobs.run_remotely(address, pipeline.words_for_job(data), here, tracking_uri=tracking_uri))
+        said = words.again(context, recipe=jobs.RECIPE, data=None, assignments=None)
+        files = {jobs.RECIPE: pipeline.as_yaml(config)}
+        raise typer.Exit(jobs.run_remotely(address, said, here, tracking_uri=tracking_uri, files=files))
     pipeline.check_data(config)
     place = pipeline.Place(stack.attach(here.home, say), here.home / "runs")
     done = pipeline.sweep(place, config, sweep_config)

@@ -13,7 +13,7 @@ EXAMPLES = {
     "train": (
         "darkroom train smileys --data data/smileys",
         "darkroom train base --data data/cats --set name=cats --set steps=5000 --set model.resolution=64",
-        "darkroom train my-recipe.yaml --address http://head:8265",
+        "darkroom --home /shared/darkroom train my-recipe.yaml --address http://head:8265",
     )
 }
 
@@ -38,18 +38,17 @@ def train(
     import psutil
 
     began_s = psutil.Process().create_time()
-    from training.config import load_recipe
+    from cluster import jobs, pipeline, stack, words
 
-    overrides = [*([f"data.path={data.absolute()}"] if data else []), *(assignments or [])]
-    config = load_recipe(recipe, overrides)
+    config = pipeline.load(recipe, assignments or [], data)
     if dry_run:
         print_json(config.model_dump(mode="json"))
         return
-    from cluster import jobs, pipeline, stack
-
     here = session(context)
     if address:
-        raise typer.Exit(jobs.run_remotely(address, pipeline.words_for_job(data), here, tracking_uri=tracking_uri))
+        said = words.again(context, recipe=jobs.RECIPE, data=None, assignments=None)
+        files = {jobs.RECIPE: pipeline.as_yaml(config)}
+        raise typer.Exit(jobs.run_remotely(address, said, here, tracking_uri=tracking_uri, files=files))
     pipeline.check_data(config)
     place = pipeline.Place(stack.attach(here.home, say), here.home / "runs")
     outcome = pipeline.train(place, config, began_s)

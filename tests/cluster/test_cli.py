@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cluster.cli import COMMANDS
+from cluster.console import show_unexpected
 
 Darkroom = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -27,17 +29,15 @@ def test_help_names_every_command_and_imports_nothing_heavy(tmp_path: Path) -> N
     assert not HEAVY & set(modules.split())
 
 
-@pytest.mark.parametrize("name", [name for name, entry in COMMANDS.items() if entry.module == "cluster.commands.stack"])
-def test_every_stack_command_has_examples(darkroom: Darkroom, name: str) -> None:
-    run = darkroom(name, "--help")
-    assert run.returncode == 0
-    assert f"darkroom {name}" in run.stdout.partition("Examples")[2]
+GROUPS = {"data": ("build", "show"), "models": ("list", "show", "promote", "rollback")}
 
 
-def test_every_command_can_be_imported_and_has_help(darkroom: Darkroom) -> None:
-    for name in COMMANDS:
-        run = darkroom(name, "--help")
-        assert run.returncode == 0, f"{name}: {run.stderr}"
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_examples(darkroom: Darkroom, name: str) -> None:
+    for words in ([name], *([name, below] for below in GROUPS.get(name, ()))):
+        run = darkroom(*words, "--help")
+        assert run.returncode == 0, run.stderr
+        assert f"darkroom {' '.join(words)}" in run.stdout.partition("Example")[2], words
 
 
 def test_unknown_command_is_a_usage_error_with_a_suggestion(darkroom: Darkroom) -> None:
@@ -80,3 +80,31 @@ def test_an_unexpected_error_is_one_screen_and_its_traceback_a_file(darkroom: Da
     (written,) = (tmp_path / "logs").glob("error-*.txt")
     assert str(written) in run.stderr
     assert "Traceback" in written.read_text()
+
+
+@pytest.mark.parametrize("command", [["up"], ["demo"], ["status"]])
+def test_a_home_that_is_no_folder(darkroom: Darkroom, tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "file").touch()
+    run = darkroom("--home", tmp_path / "file", *command)
+    assert run.returncode == 2
+    assert "The home is not a folder." in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("command", ["up", "demo"])
+def test_a_home_that_cannot_be_made(darkroom: Darkroom, command: str) -> None:
+    run = darkroom("--home", "/proc/nope", command)
+    assert run.returncode == 2
+    assert "The home folder cannot be used." in run.stderr
+    assert "options: --home FOLDER" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_traceback_finds_a_place_where_the_home_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    show_unexpected(ValueError("no good"), Path("/proc/nope"))
+    (written,) = tmp_path.glob("darkroom-error-*.txt")
+    assert "ValueError: no good" in written.read_text()
+    assert str(written) in capsys.readouterr().err.replace("\n", "")

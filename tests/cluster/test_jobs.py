@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from cluster import jobs
+from cluster import jobs, results
+from cluster.console import Session
 from cluster.processes import free_ports
 from cluster.stack import Stack
+from training.data.dataset import Dataset
 from training.errors import StackError, UsageError
+
+Darkroom = Callable[..., "subprocess.CompletedProcess[str]"]
 
 SUBMIT = """
 import sys
@@ -38,25 +45,17 @@ def test_a_job_s_logs_are_followed_and_its_exit_code_is_ours(stack: Stack) -> No
     assert run.returncode == 7, run.stderr
 
 
-def test_a_command_runs_as_a_job_in_its_own_stack(stack: Stack) -> None:
-    """The job runs our own command line, finds the surrounding cluster, and succeeds."""
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
-        "from cluster import jobs\nfrom cluster.console import Session\n"
-        "session = Session(Path(sys.argv[1]), False, Console())\n"
-        "argv = ['status', '--json', '--address', sys.argv[2]]\n"
-        "sys.exit(jobs.run_remotely(sys.argv[2], argv, session))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program, str(stack.home), stack.dashboard_url],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def test_a_command_s_result_comes_alone_on_stdout(
+    stack: Stack, darkroom: Darkroom, pictures: Path, tmp_path: Path
+) -> None:
+    """On the cluster, into the folder that is meant here, though it is named like a word of the command."""
+    command = ("data", "build", "pictures", "data", "--held-out", "0.2", "--json", "--address", stack.dashboard_url)
+    run = darkroom(*command, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    shown = json.loads(run.stdout[run.stdout.index("\n{") :])
-    assert shown["stack"]["mlflow_url"] == stack.mlflow_url
+    shown = json.loads(run.stdout)
+    assert shown["path"] == str(tmp_path / "data")
+    assert Dataset.open(tmp_path / "data").manifest.inputs == 12
+    assert "Ctrl-C stops it" in run.stderr
 
 
 def test_inside_a_job_the_surrounding_cluster_is_current(stack: Stack) -> None:
@@ -126,18 +125,32 @@ def test_addresses_of_another_kind(address: str) -> None:
     assert "no --address: the local stack" in text
 
 
-def test_the_address_stays_here() -> None:
-    argv = ["train", "--address", "http://a:1", "-s", "x=1", "--address=http://a:1", "--json"]
-    assert jobs.without_option(argv, "--address") == ["train", "-s", "x=1", "--json"]
+def test_another_cluster_needs_an_absolute_home(tmp_path: Path) -> None:
+    """Before anything is sent: below Ray's working directory, the next job would not find the run."""
+    session = Session(tmp_path, False, Console(), home_is_absolute=False)
+    with pytest.raises(UsageError) as caught:
+        jobs.run_remotely("http://127.0.0.1:9", ["train"], session)
+    text = caught.value.as_text()
+    assert "storage that every node mounts" in text
+    assert "--home /shared/darkroom" in text
+    with pytest.raises(StackError, match="does not answer"):
+        jobs.run_remotely("http://127.0.0.1:9", ["train"], Session(tmp_path, False, Console(), home_is_absolute=True))
 
 
-def test_a_recipe_travels_with_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here, folder = tmp_path / "here", tmp_path / "job"
-    (here / "recipes").mkdir(parents=True)
-    folder.mkdir()
-    (here / "recipes" / "mine.yaml").write_text("base: demo")
-    (tmp_path / "outside.yaml").write_text("secret")
-    monkeypatch.chdir(here)
-    words = ["train", "recipes/mine.yaml", "../outside.yaml", "--data", "recipes", str(here / "recipes" / "mine.yaml")]
-    assert jobs.stage_files(words, folder) == [Path("recipes/mine.yaml")]
-    assert [path.relative_to(folder) for path in folder.rglob("*.yaml")] == [Path("recipes/mine.yaml")]
+def test_results_and_messages_are_told_apart() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    splitter = results.Splitter(out, err)
+    log = f"one\n{results.MARK}{{\ntwo {results.MARK}}}\n\nthree"
+    for start in range(0, len(log), 5):  # pieces end anywhere, also within a mark
+        splitter.take(log[start : start + 5])
+    splitter.close()
+    assert out.getvalue() == "{\n}\n"
+    assert err.getvalue() == "one\ntwo \n\nthree"
+
+
+def test_the_marker_passes_results_and_exit_codes_on() -> None:
+    program = "import sys; print('a'); print('b', file=sys.stderr); print('c', end=''); sys.exit(3)"
+    command = [sys.executable, "-m", "cluster.results", sys.executable, "-c", program]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stderr) == (3, "b\n")
+    assert run.stdout == f"{results.MARK}a\n{results.MARK}c\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.stack import Stack
 from training.registry_store import BUNDLE_TAG, DATA_TAG, METRICS_TAG, RUN_TAG
 from training.tracking import connect
 
@@ -67,3 +68,15 @@ def test_without_a_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     failed = _darkroom(None, "list", home=tmp_path)
     assert failed.returncode == 1
     assert "darkroom up" in failed.stderr
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    failed = _darkroom(None, "list", home=tmp_path)
+    assert failed.returncode == 1
+    assert "value:   'http://127.0.0.1:9'" in failed.stderr
+
+
+def test_the_local_stack_comes_before_the_variable(stack: Stack, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and serving use it too: one command never asks another server than the next."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    listed = _darkroom(None, "list", name, home=stack.home)
+    assert listed.returncode == 0, listed.stderr
+    assert name in listed.stdout

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import socket
 import stat
 import subprocess
@@ -13,12 +15,19 @@ import httpx
 import psutil
 import pytest
 
-from cluster import components, processes, stack
+from cluster import components, lifecycle, processes, stack
+from cluster.components import Ports
 from cluster.console import say
+from cluster.dashboard import Dashboard
 from cluster.stack import Stack
+from cluster.state import State
+from training import agent
 from training.errors import StackError, UsageError
 
 Darkroom = Callable[..., "subprocess.CompletedProcess[str]"]
+
+PORTS = Ports(**dict(zip(Ports.model_fields, processes.free_ports(len(Ports.model_fields)), strict=True)))
+"""Free ones; nothing is started on them."""
 
 
 @pytest.fixture
@@ -173,6 +182,104 @@ def _kill_mlflow_and_come_back(second: Stack) -> None:
     assert after["mlflow"] not in (None, before["mlflow"])
     found = httpx.get(f"{api}/experiments/get-by-name", params={"experiment_name": "kept"}, timeout=30)
     assert found.json()["experiment"]["name"] == "kept"
+
+
+def test_changed_code_leaves_the_running_fork_server_alone(running: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training may run below it; agents of the changed code start a server of their own."""
+    before = {part.name: (part.pid, part.address) for part in stack.status(running.home)}
+    monkeypatch.setattr(agent, "socket_path", lambda *_: Path("/nowhere/changed-code.sock"))
+    said: list[str] = []
+    assert stack.ensure(running.home, said.append) == running
+    assert said == []
+    assert {part.name: (part.pid, part.address) for part in stack.status(running.home)} == before
+    assert all(part.state == "running" for part in stack.status(running.home))
+
+
+def test_a_proxy_of_the_user_s_is_not_asked_for_the_stack(running: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "MLFLOW_TRACKING_URI", "DS_ACCELERATOR"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # so that `use` is undone
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "intranet.example")
+    monkeypatch.setenv("no_proxy", "")
+    # openers of their own: urlopen keeps the proxies of its first call in this process
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.build_opener().open(f"{running.mlflow_url}/health", timeout=10)
+    stack.use(running)
+    assert urllib.request.build_opener().open(f"{running.mlflow_url}/health", timeout=10).read() == b"OK"
+    assert os.environ["NO_PROXY"] == "intranet.example,127.0.0.1,localhost"
+    for part in components.components(running.home, PORTS, {}):
+        assert "127.0.0.1" in part.environment["no_proxy"], part.name
+
+
+def test_the_user_s_mlflow_does_not_reach_the_components(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:5000")
+    monkeypatch.setenv("MLFLOW_REGISTRY_STORE_URI", "sqlite:///elsewhere.db")
+    for part in components.components(tmp_path, PORTS, {}):
+        assert not [value for value in part.environment.values() if "elsewhere" in value], part.name
+
+
+def test_a_component_that_is_slow_to_answer_is_waited_for_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "SILENCE_S", 0.1)
+    looks = iter(range(100))
+    part = dataclasses.replace(
+        components.components(tmp_path, PORTS, {})[1], name="slow", healthy=lambda: next(looks) > 2
+    )
+    record = processes.start(["sleep", "600"], mark="test/slow", environment=os.environ, log=tmp_path / "log")
+    said: list[str] = []
+    try:
+        assert lifecycle.runs(part, State(ports=PORTS, processes={"slow": record}), said.append)
+    finally:
+        processes.stop(record, "test/slow", grace_s=5)
+    (line,) = said
+    assert line.startswith("slow lives and does not answer on http://127.0.0.1:")
+
+
+def test_down_finds_what_runs_without_its_folder(tmp_path: Path) -> None:
+    home = tmp_path / "removed"
+    marked = f"{components.mark(home)}/ray"
+    record = processes.start(["sleep", "600"], mark=marked, environment=os.environ, log=tmp_path / "log")
+    other = processes.start(["sleep", "600"], mark="another/ray", environment=os.environ, log=tmp_path / "log")
+    said: list[str] = []
+    try:
+        assert stack.stop(home, said.append) == 1
+        assert record.find() is None
+        assert other.find() is not None
+    finally:
+        processes.stop(other, "another/ray", grace_s=5)
+    assert said == ["stopping 1 processes of a stack whose folder is gone"]
+    assert not home.exists()
+
+
+def test_a_wish_never_gets_the_port_of_another_component(darkroom: Darkroom, tmp_path: Path) -> None:
+    State(ports=PORTS, processes={}).write(tmp_path)
+    settled = stack._settle_ports(State.read(tmp_path), {"serve": PORTS.mlflow}).ports
+    assert settled.serve == PORTS.mlflow
+    assert settled.ray == PORTS.ray
+    assert len(set(settled.model_dump().values())) == len(settled.model_dump())
+    run = darkroom("--home", tmp_path / "new", "up", "--serve-port", PORTS.ray, "--mlflow-port", PORTS.ray)
+    assert run.returncode == 2
+    assert "Two of the ports are one." in run.stderr
+
+
+def test_a_token_is_whole_or_absent(tmp_path: Path) -> None:
+    (tmp_path / "token.part").write_text("half")
+    components._make_token(tmp_path / "token")
+    assert len((tmp_path / "token").read_text()) == 64
+    assert [path.name for path in tmp_path.iterdir()] == ["token"]
+    (tmp_path / "token").write_text("")
+    with pytest.raises(StackError, match="token is empty"):
+        components._make_token(tmp_path / "token")
+
+
+def test_a_token_s_file_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(StackError, match="token cannot be read") as caught:
+        Dashboard("http://127.0.0.1:9").get("/api/version")
+    assert str(tmp_path / "none") in caught.value.as_text()
 
 
 def test_down_where_nothing_runs(darkroom: Darkroom, tmp_path: Path) -> None:

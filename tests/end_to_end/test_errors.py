@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster.stack import Stack
+from training.data.build import build
+from training.data.config import BuildConfig
 
 TINY = Path(__file__).parent / "tiny.yaml"
 Darkroom = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -64,6 +66,17 @@ def test_a_sweep_without_a_search(darkroom: Darkroom, small_data: Path) -> None:
 def test_a_sweep_over_an_unknown_field(darkroom: Darkroom, stack: Stack, small_data: Path) -> None:
     done = darkroom("sweep", TINY, "--data", small_data, "--search", "optimizer.momentum=choice(1, 2)")
     refused(done, 2, "unknown key optimizer.momentum", "learning_rate")
+
+
+def test_a_sweep_over_what_would_not_compare(darkroom: Darkroom, small_data: Path) -> None:
+    done = darkroom("sweep", TINY, "--data", small_data, "--search", "model.resolution=choice(8, 16)")
+    refused(done, 2, "cannot search model.resolution", "another size do not compare", "optimizer.*")
+
+
+def test_a_sweep_without_held_out_pictures(darkroom: Darkroom, stack: Stack, pictures: Path, tmp_path: Path) -> None:
+    build(pictures, tmp_path / "data", BuildConfig(held_out=0.0))
+    done = darkroom("sweep", TINY, "--data", tmp_path / "data", "--search", "seed=choice(1, 2)")
+    refused(done, 1, "no held-out pictures", "at least one held-out picture", "--held-out")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture"])

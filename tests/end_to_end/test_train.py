@@ -125,6 +125,21 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(stack: Stack, home: Path, sma
     assert f"resumed at step {done}" in again["log"]
 
 
+@pytest.mark.parametrize("when", ["ray", "logs/rank-0.log"])
+def test_ctrl_c_while_a_run_starts_is_not_a_failure(stack: Stack, home: Path, small_data: Path, when: str) -> None:
+    """Before there is a training process, and as soon as there is one."""
+    name = f"early-{Path(when).stem}"
+    command = start(home, small_data, f"name={name}", "steps=100000", "checkpoint.every_steps=100000")
+    wait_for((home / "runs" / name / when).exists)
+    command.send_signal(signal.SIGINT)
+    _, log = command.communicate(timeout=120)
+    assert command.returncode == 130, log
+    assert "Traceback" not in log
+    assert log.count("Interrupted: ") == 1
+    assert "ended with" not in log
+    assert training_process(home / "runs" / name, 0) is None
+
+
 def test_another_recipe_under_the_same_name_is_refused(
     darkroom: Darkroom, undisturbed: dict[str, Any], small_data: Path
 ) -> None:

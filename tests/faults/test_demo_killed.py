@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from cluster.stack import Stack
 
 TINY = Path(__file__).resolve().parents[1] / "end_to_end" / "tiny.yaml"
 COMMAND = [
@@ -30,6 +33,10 @@ MOMENTS = (
 """What the demo says when it is killed."""
 
 
+FEW = ("step 20:", "writing and registering")
+"""The same in a training and in a publication, for every day."""
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     place = {**os.environ, "DARKROOM_HOME": str(tmp_path)}
@@ -37,18 +44,41 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     subprocess.run([sys.executable, "-m", "cluster", "down"], env=place, check=True)
 
 
+@pytest.fixture
+def shared(stack: Stack) -> Iterator[dict[str, str]]:
+    """The session's stack, with nothing served before and afterwards."""
+    place = {**os.environ, "DARKROOM_HOME": str(stack.home)}
+    yield place
+    subprocess.run([sys.executable, "-m", "cluster", "serve", "--down"], env=place, check=True)
+
+
+@pytest.mark.timeout(280)
+def test_killed_in_a_training_and_a_publication(shared: dict[str, str]) -> None:
+    shorter = ("--set", "name=killed", "--set", "steps=24", "--trials", "1", "--sweep-steps", "2", "--images", "8")
+    assert killed_and_gone_on(FEW, [*COMMAND, *shorter], shared)["model"] == "killed/1"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_in_every_stage(environment: dict[str, str]) -> None:
-    for moment in MOMENTS:
+    assert killed_and_gone_on(MOMENTS, COMMAND, environment)["model"] == "tiny/1"
+
+
+def killed_and_gone_on(moments: Sequence[str], command: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """Kill the command once at each moment, then let it end; its report."""
+    for moment in moments:
         with subprocess.Popen(
-            COMMAND, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as demo:
-            reached = any(moment in line for line in demo.stderr or ())
+            told = []
+            for line in demo.stderr or ():
+                told.append(line)
+                if moment in line:
+                    break
             demo.kill()
-        assert reached, moment
-    done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False)
+        assert moment in told[-1], "".join(told)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["model"] == "tiny/1"
+    report: dict[str, Any] = json.loads(done.stdout)
     assert Path(report["contact_sheet"]).is_file()
+    return report

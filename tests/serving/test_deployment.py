@@ -5,7 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,29 +23,70 @@ import pytest
 import torch
 from PIL import Image
 
+from cluster.commands.serve import curl_line
+from cluster.components import ray_environment
 from cluster.stack import Stack
-from training.bundle import Provenance, write_bundle
+from serving.rollout import drain_s
+from training.bundle import Provenance, manifest_sha256, write_bundle
 from training.conditioning import TextConfig, TextEncoder
 from training.models import UNetConfig
 
 Darkroom = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+BESIDE = """
+import sys
+import ray
+from ray import serve
+
+ray.init(namespace="beside", log_to_driver=False)
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Beside:
+    async def __call__(self, request):
+        return "somebody else's"
+
+serve.run(Beside.bind(), name="beside", route_prefix="/beside")
+"""
+
+
+def write_tiny(out: Path, seed: int) -> Path:
+    """A bundle; another seed gives other weights."""
     encoder = TextEncoder.from_config(TextConfig())
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = UNetConfig(resolution=8, widths=(8, 16), attention=(False, True), head_width=8, norm_groups=4)
     provenance = Provenance(
-        run_id="run",
-        data_hash="data",
-        recipe={},
-        created_utc="2026-01-01T00:00:00Z",
-        step=1,
-        code_version="test",
+        run_id="run", data_hash="data", recipe={}, created_utc="2026-01-01T00:00:00Z", step=1, code_version="test"
     )
-    out = tmp_path_factory.mktemp("served") / "tiny"
     return write_bundle(out, unet=config.build(encoder.width), encoder=encoder, time_shift=1.0, provenance=provenance)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("served") / "tiny", seed=0)
+
+
+@pytest.fixture(scope="module")
+def broken(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = shutil.copytree(bundle, tmp_path_factory.mktemp("broken") / "broken")
+    (copy / "unet" / "config.json").write_text("{}")
+    return copy
+
+
+def serve_api(stack: Stack, method: str = "GET") -> Any:
+    """Ray's own word on Serve."""
+    token = stack.token_path.read_text() if stack.token_path else ""
+    headers = {"authorization": f"Bearer {token}"}
+    answer = httpx.request(method, f"{stack.dashboard_url}/api/serve/applications/", headers=headers, timeout=60)
+    answer.raise_for_status()
+    return answer.json() if answer.content else None
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met in time"
+        threading.Event().wait(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +96,23 @@ def url(stack: Stack, darkroom: Darkroom, bundle: Path) -> Iterator[str]:
     endpoint = json.loads(done.stdout)
     assert endpoint["url"] == f"http://127.0.0.1:{stack.serve_port}"
     yield endpoint["url"]
-    assert json.loads(darkroom("serve", "--down", "--json").stdout) == {"removed": True}
+    darkroom("serve", "--down")
+    assert serve_api(stack)["applications"] == {}
+
+
+@pytest.fixture(scope="module")
+def beside(stack: Stack, url: str) -> Iterator[str]:
+    """Somebody's application that a script started in the same Serve."""
+    assert stack.token_path is not None
+    environment = {**os.environ, **ray_environment(stack.token_path), "RAY_ADDRESS": stack.ray_address}
+    started = subprocess.run(
+        [sys.executable, "-c", BESIDE], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert started.returncode == 0, started.stderr
+    page = f"{url}/beside"
+    assert httpx.get(page).text == "somebody else's"
+    yield page
+    serve_api(stack, "DELETE")
 
 
 def test_the_openai_client_gets_the_same_picture_alone_and_in_a_crowd(url: str) -> None:
@@ -75,6 +138,43 @@ def test_the_openai_client_gets_the_same_picture_alone_and_in_a_crowd(url: str) 
         assert "," not in caught.value.request_id
 
 
+def test_every_kind_of_error_comes_through_the_proxy(url: str, stack: Stack) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        assert client.models.retrieve("tiny").owned_by == "darkroom"
+        with pytest.raises(openai.NotFoundError) as unknown:
+            client.models.retrieve("gpt-image-1")
+        assert (unknown.value.code, bool(unknown.value.request_id)) == ("model_not_found", True)
+        with pytest.raises(openai.BadRequestError) as wrong:
+            client.images.generate(prompt="a robot", response_format="url")
+        assert (wrong.value.param, bool(wrong.value.request_id)) == ("response_format", True)
+
+        def ask(_: int) -> openai.APIError | None:
+            try:
+                client.images.generate(prompt="a robot", n=8, extra_body={"num_inference_steps": 100}, timeout=2)
+            except openai.APIError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(16) as pool:
+            busy = [error for error in pool.map(ask, range(16)) if isinstance(error, openai.RateLimitError)]
+    assert busy
+    assert busy[0].code == "queue_full"
+    assert 1 <= int(busy[0].response.headers["retry-after"]) <= 120
+    assert busy[0].request_id
+    until(lambda: httpx.get(f"{url}/readyz").json()["waiting_images"] == 0)
+    body = json.dumps({"prompt": "half \ud800"})
+    half = httpx.post(f"{url}/v1/images/generations", content=body, headers={"content-type": "application/json"})
+    assert (half.status_code, half.json()["error"]["param"]) == (400, "prompt")
+    assert drain_s(serve_api(stack)["applications"]["darkroom"]) == 120
+
+
+def test_curl_gets_a_picture(url: str, tmp_path: Path) -> None:
+    done = subprocess.run(["bash", "-c", curl_line(url)], cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.size == (8, 8)
+
+
 def test_generate_writes_the_pictures_and_tells_their_seeds(url: str, darkroom: Darkroom, tmp_path: Path) -> None:
     done = darkroom("generate", "a robot face, 3D", "-o", tmp_path / "out.png", "--n", "2", "--seed", "7", "--json")
     assert done.returncode == 0, done.stderr
@@ -91,17 +191,73 @@ def test_generate_writes_the_pictures_and_tells_their_seeds(url: str, darkroom: 
     assert not (tmp_path / "large.png").exists()
 
 
-def test_a_deployment_that_fails_says_why_and_the_old_one_goes_on(
-    url: str, darkroom: Darkroom, bundle: Path, tmp_path: Path
+def test_the_same_directory_with_other_weights_is_deployed(url: str, darkroom: Darkroom, bundle: Path) -> None:
+    def state() -> tuple[str, bytes]:
+        body = {"prompt": "a robot face, 3D", "seed": 1, "num_inference_steps": 2}
+        answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=60)
+        return httpx.get(f"{url}/readyz").json()["bundle_sha256"], answer.json()["data"][0]["b64_json"]
+
+    before = state()
+    assert before[0] == manifest_sha256(bundle)
+    write_tiny(bundle, seed=1)
+    done = darkroom("serve", bundle, timeout_s=200)
+    assert done.returncode == 0, done.stderr
+    after = state()
+    assert after[0] == manifest_sha256(bundle) != before[0]
+    assert after[1] != before[1]
+
+
+def test_a_deployment_that_fails_says_why_and_all_that_ran_goes_on(
+    url: str, beside: str, darkroom: Darkroom, bundle: Path, broken: Path
 ) -> None:
-    broken = shutil.copytree(bundle, tmp_path / "broken")
-    (broken / "unet" / "config.json").write_text("{}")
-    done = darkroom("serve", broken, timeout_s=200)
+    done = darkroom("serve", broken, "--max-steps", "10", "--max-waiting-images", "4", timeout_s=200)
     assert done.returncode == 1
     assert "could not be deployed. A file of the bundle has changed." in done.stderr
     assert "unet/config.json" in done.stderr
     assert "Traceback" not in done.stderr
     assert httpx.get(f"{url}/readyz").json()["model"] == "tiny"
-    elsewhere = darkroom("serve", bundle, "--port", "1025")
-    assert elsewhere.returncode == 1
-    assert "Ray Serve listens on port" in elsewhere.stderr
+    assert httpx.get(beside).text == "somebody else's"
+    for elsewhere in (("--port", "1025"), ("--host", "0.0.0.0")):  # noqa: S104
+        refused = darkroom("serve", bundle, *elsewhere)
+        assert refused.returncode == 1
+        assert "Ray Serve listens on 127.0.0.1:" in refused.stderr
+
+
+def test_a_replica_that_dies_at_work_leaves_an_envelope_and_the_next_try_succeeds(url: str, stack: Stack) -> None:
+    def replicas() -> list[dict[str, Any]]:
+        return list(serve_api(stack)["applications"]["darkroom"]["deployments"]["ImageServer"]["replicas"])
+
+    body = {"prompt": "long", "n": 8, "num_inference_steps": 100}
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(httpx.post, f"{url}/v1/images/generations", json=body, timeout=60)
+        until(lambda: bool(httpx.get(f"{url}/readyz", timeout=60).json()["running_images"]))
+        for replica in replicas():
+            os.kill(replica["pid"], signal.SIGKILL)
+        lost = working.result()
+    assert (lost.status_code, lost.headers["retry-after"]) == (503, "1")
+    assert lost.headers["content-type"] == "application/json"
+    assert lost.json()["error"]["code"] == "replica_lost"
+    assert lost.json()["error"]["type"] == "server_error"
+    assert lost.headers["x-request-id"]
+    assert "," not in lost.headers["x-request-id"]
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:  # it tries again where it is told to
+        assert client.images.generate(prompt="a robot").data
+
+
+def test_down_and_a_failed_start_take_what_is_ours_and_nothing_else(
+    url: str, beside: str, stack: Stack, darkroom: Darkroom, broken: Path
+) -> None:
+    assert json.loads(darkroom("serve", "--down", "--json").stdout) == {"removed": True}
+    assert set(serve_api(stack)["applications"]) == {"beside"}
+    assert httpx.get(beside).text == "somebody else's"
+    gone = httpx.get(f"{url}/v1/models")
+    assert gone.status_code == 404
+    assert gone.json()["error"]["code"] == "unknown_url"
+    assert gone.headers["x-request-id"]
+    # no replica starts until somebody asks: it is the deployment's own question that finds the damage
+    done = darkroom("serve", broken, "--min-replicas", "0", timeout_s=200)
+    assert done.returncode == 1
+    assert "could not be deployed. A file of the bundle has changed." in done.stderr
+    assert "Traceback" not in done.stderr
+    until(lambda: set(serve_api(stack)["applications"]) == {"beside"})
+    assert httpx.get(beside).text == "somebody else's"

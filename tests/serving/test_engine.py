@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
@@ -167,6 +169,33 @@ def test_a_cancelled_task_frees_the_rows_that_still_wait(run: Callable[..., Any]
     assert run(scenario) == 1
 
 
+def test_who_leaves_the_queue_s_middle_gives_its_places_back_at_once(run: Callable[..., Any]) -> None:
+    async def scenario(engine: Engine) -> Any:
+        blocker = asyncio.create_task(pictures(engine, request(steps=100_000, images=4)))
+        while engine.running_images < 4 or not engine.steps_taken:
+            await asyncio.sleep(0)
+        head = asyncio.create_task(pictures(engine, request(images=1)))
+        while engine.waiting_images < 1:
+            await asyncio.sleep(0)
+        before = engine.retry_after_s()
+        middle = asyncio.create_task(pictures(engine, request(images=15, steps=100_000)))
+        while engine._encoding or engine.waiting_images < 16:
+            await asyncio.sleep(0)
+        busy = engine.retry_after_s()
+        middle.cancel()
+        await asyncio.gather(middle, return_exceptions=True)
+        places, wait = engine.waiting_images, engine.retry_after_s()
+        async with aclosing(engine.submit(request(images=15))) as events:
+            queued = await anext(events)
+        for task in (head, blocker):
+            assert not task.done(), "both have been in the engine all the time"
+            task.cancel()
+        await asyncio.gather(head, blocker, return_exceptions=True)
+        return places, queued, before <= busy and wait <= busy
+
+    assert run(scenario) == (1, Queued(1, 4), True)
+
+
 def test_a_full_queue_is_a_typed_error_with_a_computed_wait(run: Callable[..., Any]) -> None:
     async def scenario(engine: Engine) -> Any:
         blocker = asyncio.create_task(pictures(engine, request(steps=100_000, images=4)))
@@ -206,31 +235,82 @@ def test_impossible_requests_name_the_field(
     assert waiting == 0
 
 
-def test_a_failing_step_loses_its_own_requests_only(denoiser: Denoiser, encoder: Any) -> None:
-    class Fragile:
-        broken = True
+class Fragile:
+    """A denoiser whose device can be lost."""
 
-        def __call__(self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-            if self.broken:
-                raise RuntimeError("out of memory")
-            return denoiser(x, t, conditioning)
+    def __init__(self, whole: Denoiser) -> None:
+        self.whole = whole
+        self.broken = True
 
-        def alpha(self, t: torch.Tensor) -> torch.Tensor:
-            return denoiser.alpha(t)
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        if self.broken:
+            raise RuntimeError("out of memory")
+        return self.whole(x, t, conditioning)
 
-        def sigma(self, t: torch.Tensor) -> torch.Tensor:
-            return denoiser.sigma(t)
+    def alpha(self, t: torch.Tensor) -> torch.Tensor:
+        return self.whole.alpha(t)
 
-    fragile = Fragile()
+    def sigma(self, t: torch.Tensor) -> torch.Tensor:
+        return self.whole.sigma(t)
+
+
+def test_a_failing_step_loses_its_own_requests_only_and_its_cause_is_for_the_log(
+    denoiser: Denoiser, encoder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    fragile = Fragile(denoiser)
 
     async def main() -> int:
         async with Engine(fragile, encoder, resolution=8, config=BATCH) as engine:
-            with pytest.raises(EngineError, match="out of memory"):
+            with pytest.raises(EngineError) as caught:
                 await pictures(engine, request())
+            assert str(caught.value).startswith("Denoising failed.")
+            assert "out of memory" not in str(caught.value)
             fragile.broken = False
             return len(await pictures(engine, request()))
 
-    assert asyncio.run(main()) == 1
+    with caplog.at_level(logging.ERROR, "serving.engine"):
+        assert asyncio.run(main()) == 1
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["out of memory"]
+
+
+def test_an_engine_that_fails_again_and_again_is_not_ready(denoiser: Denoiser, encoder: Any) -> None:
+    fragile = Fragile(denoiser)
+
+    async def main() -> list[bool]:
+        seen = []
+        async with Engine(fragile, encoder, resolution=8, config=BATCH) as engine:
+            for broken in (True, True, False, True, True, True):
+                fragile.broken = broken
+                await asyncio.gather(pictures(engine, request()), return_exceptions=True)
+                seen.append(engine.ready)
+            with pytest.raises(EngineError, match="not running"):
+                await pictures(engine, request())
+        return seen
+
+    assert asyncio.run(main()) == [True, True, True, True, True, False]
+
+
+def test_a_prompt_that_is_encoded_while_the_engine_stops_is_answered(denoiser: Denoiser, encoder: Any) -> None:
+    started, release, released = threading.Event(), threading.Event(), []
+
+    class Slow:
+        encode = encoder.encode
+
+        def check(self, _: str) -> None:
+            started.set()
+            released.append(release.wait(10))
+
+    async def main() -> None:
+        async with Engine(denoiser, Slow(), resolution=8, config=BATCH) as engine:
+            task = asyncio.create_task(pictures(engine, request()))
+            while not started.is_set():
+                await asyncio.sleep(0)
+            asyncio.get_running_loop().call_later(0.2, release.set)
+        with pytest.raises(EngineError, match="not running"):
+            await asyncio.wait_for(task, 20)
+
+    asyncio.run(main())
+    assert released[0], "the event loop went on while the engine waited for its threads"
 
 
 def test_stopping_the_engine_tells_those_who_wait(denoiser: Denoiser, encoder: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import io
 import json
 import socket
@@ -20,11 +21,11 @@ from PIL import Image
 
 from serving.app import create_app
 from serving.config import BatchConfig, LimitConfig
-from serving.engine import Engine
+from serving.engine import MAX_FAILURES, Engine
 from serving.model import ModelCard
 from training.objectives import Denoiser
 
-CARD = ModelCard(name="tiny", version=3, resolution=8, created=1_700_000_000, run_id="run", data_hash="data")
+CARD = ModelCard("tiny", 3, resolution=8, created=1_700_000_000, bundle_sha256="b" * 64, run_id="run", data_hash="data")
 LIMITS = LimitConfig(max_steps=1_000_000, default_steps=4, max_images_per_request=4, max_prompt_characters=200)
 
 
@@ -70,7 +71,9 @@ def picture(data: Any) -> Image.Image:
 
 
 def post(url: str, **body: Any) -> httpx.Response:
-    return httpx.post(f"{url}/v1/images/generations", json={"prompt": "a red circle", **body}, timeout=60)
+    content = json.dumps({"prompt": "a red circle", **body})  # httpx cannot send half a character
+    headers = {"content-type": "application/json"}
+    return httpx.post(f"{url}/v1/images/generations", content=content, headers=headers, timeout=60)
 
 
 def test_the_openai_client_generates_images_and_a_seed_reproduces_them(client: openai.OpenAI) -> None:
@@ -117,6 +120,92 @@ def test_output_formats(client: openai.OpenAI, output_format: Any) -> None:
     assert picture(answer.data[0]).format == output_format.upper()
 
 
+TAKEN: dict[str, list[Any]] = {
+    "prompt": ["a red circle"],
+    "background": ["auto", "opaque", None],
+    "model": ["tiny", "tiny/3", None],
+    "moderation": ["auto", "low", None],
+    "n": [2, None],
+    "output_compression": [100, None],
+    "output_format": ["png", "webp", "jpeg", None],
+    "partial_images": [0, None],
+    "quality": ["auto", "standard", None],
+    "response_format": ["b64_json", None],
+    "safety_identifier": ["someone", None],
+    "size": ["auto", "8x8", None],
+    "stream": [False, None],
+    "style": ["vivid", "natural", None],
+    "user": ["someone"],
+    # of files that this server does not make
+    "complexity": [None],
+    "frame_count": [None],
+    "frame_duration_ms": [None],
+    "svg": [None],
+}
+DISOBEYED: dict[str, list[Any]] = {
+    "background": ["transparent"],
+    "complexity": ["high"],
+    "frame_count": [3],
+    "frame_duration_ms": [40],
+    "model": ["gpt-image-1"],
+    "output_compression": [50, 101, -1],
+    "output_format": ["gif", "svg"],
+    "partial_images": [2],
+    "quality": ["low", "medium", "high", "xhigh", "max", "hd"],
+    "response_format": ["url"],
+    "size": ["1024x1024"],
+    "stream": [True],
+    "svg": [{"precision": 2}],
+}
+
+
+def _each(table: dict[str, list[Any]]) -> list[Any]:
+    return [pytest.param(name, value, id=f"{name}={value}") for name, values in table.items() for value in values]
+
+
+def test_every_argument_of_the_openai_client_is_accounted_for() -> None:
+    arguments = set(inspect.signature(openai.resources.Images.generate).parameters)
+    assert arguments - {"self", "extra_headers", "extra_query", "extra_body", "timeout"} == set(TAKEN)
+
+
+@pytest.mark.parametrize(("name", "value"), _each(TAKEN))
+def test_what_the_openai_client_may_say_is_taken(client: openai.OpenAI, name: str, value: Any) -> None:
+    answer = client.images.generate(**{"prompt": "a red circle", name: value})
+    assert answer.data is not None
+    assert len(answer.data) == (2 if (name, value) == ("n", 2) else 1)
+    assert picture(answer.data[0]).size == (8, 8)
+
+
+@pytest.mark.parametrize(("name", "value"), _each(DISOBEYED))
+def test_what_would_be_disobeyed_is_refused_by_name_and_value(client: openai.OpenAI, name: str, value: Any) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.images.generate(**{"prompt": "a red circle", name: value})
+    assert caught.value.status_code == (404 if name == "model" else 400)
+    assert caught.value.param == name
+    assert caught.value.request_id
+    assert str(value) in caught.value.message or caught.value.code == "unknown_parameter"
+    assert "rule:" in caught.value.message or "options:" in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["seed", "num_inference_steps", "guidance_scale", "negative_prompt"])
+def test_null_means_the_default(url: str, name: str) -> None:
+    assert post(url, **{name: None}).status_code == 200
+
+
+@pytest.mark.parametrize("output_format", ["webp", "jpeg"])
+def test_compression_is_obeyed_by_lossy_files(client: openai.OpenAI, output_format: Any) -> None:
+    def size(quality: int) -> int:
+        extra = {"seed": 1, "num_inference_steps": 1}
+        answer = client.images.generate(
+            prompt="a red circle", output_format=output_format, output_compression=quality, extra_body=extra
+        )
+        assert answer.data is not None
+        assert picture(answer.data[0]).format == output_format.upper()
+        return len(answer.data[0].b64_json or "")
+
+    assert size(0) < size(95)
+
+
 def test_a_png_carries_the_parameters_that_made_it(url: str) -> None:
     answer = post(url, seed=4, n=2, num_inference_steps=3, negative_prompt="blue").json()
     image = Image.open(io.BytesIO(base64.b64decode(answer["data"][1]["b64_json"])))
@@ -146,12 +235,27 @@ def test_health(url: str) -> None:
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
     ready = httpx.get(f"{url}/readyz")
     assert ready.status_code == 200
-    assert ready.json()["model"] == "tiny/3"
+    assert (ready.json()["model"], ready.json()["bundle_sha256"]) == ("tiny/3", "b" * 64)
+
+
+def test_a_broken_engine_is_not_ready(url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_failures", MAX_FAILURES)
+    ready = httpx.get(f"{url}/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
+    answer = post(url)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["error"]["code"] == "engine_error"
+    assert httpx.get(f"{url}/healthz").status_code == 200
 
 
 BAD = [
     ({"prompt": "word " * 30}, "prompt", "invalid_value", ["31 tokens", "prompt <= 12 tokens"]),
     ({"prompt": "x" * 201}, "prompt", "invalid_value", ["201 characters", "at most 200 characters"]),
+    ({"prompt": "half \ud800"}, "prompt", "invalid_value", ["half \\ud800", "whole Unicode characters"]),
+    ({"negative_prompt": "\udc00"}, "negative_prompt", "invalid_value", ["\\udc00", "whole Unicode characters"]),
+    ({"model": "\ud800"}, "model", "invalid_value", ["\\ud800", "whole Unicode characters"]),
+    ({"user": "\ud800"}, "user", "invalid_value", ["\\ud800", "whole Unicode characters"]),
+    ({"prompt": None}, "prompt", "missing_required_parameter", ["'prompt'"]),
     ({"prompt": 5}, "prompt", "invalid_value", ["5", "valid string"]),
     ({"size": "1024x1024"}, "size", "invalid_value", ["1024x1024", "8x8, auto"]),
     ({"size": "8x16"}, "size", "invalid_value", ["8x16", "WIDTHxHEIGHT", "8x8, auto"]),
@@ -194,6 +298,7 @@ def test_bad_parameters_name_field_value_and_rule(
         (b'{"n": 1}', "missing_required_parameter", "'prompt'"),
         (b'{"prompt": "a", "guidance_scale": NaN}', "invalid_value", "finite number"),
         (b"\xff\xfe", "invalid_json", ""),
+        (b'{"prompt": "a", "\\ud800": 1}', "invalid_body", "unicode"),
     ],
 )
 def test_bad_bodies(url: str, content: bytes, code: str, text: str) -> None:

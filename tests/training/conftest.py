@@ -76,6 +76,8 @@ class Runs:
     data: Path
     folder: Path
     launched: list[Launched] = field(default_factory=list)
+    environment: Mapping[str, str] = field(default_factory=lambda: {"DS_ACCELERATOR": "cpu"})
+    """Added to this process's; two ranks cannot share a GPU."""
 
     def config(self, **sections: Any) -> dict[str, Any]:
         """A tiny recipe; ``sections`` replace or extend its own."""
@@ -99,23 +101,30 @@ class Runs:
             recipe[key] = {**recipe.get(key, {}), **value} if isinstance(value, Mapping) else value
         return recipe
 
-    def start(self, config: Mapping[str, Any], run: str, world: int = 1) -> list[Launched]:
-        """Launch every rank of a run; the first is rank 0."""
+    def specs(self, config: Mapping[str, Any], run: str, world: int = 1) -> list[dict[str, Any]]:
+        """What every rank of a run is told; the first is rank 0."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         run_dir = self.folder / run
         run_dir.mkdir(exist_ok=True)
-        ranks = []
-        for rank in range(world):
-            spec = {"config": config, "run_dir": str(run_dir), "rank": rank, "local_rank": rank, "world": world}
-            spec |= {"address": "127.0.0.1", "port": port}
-            ranks.append(self.launch("train", spec, run_dir / f"rank-{rank}.log"))
-        return ranks
+        shared = {"config": config, "run_dir": str(run_dir), "world": world, "address": "127.0.0.1", "port": port}
+        return [{**shared, "rank": rank, "local_rank": rank} for rank in range(world)]
+
+    def start(self, config: Mapping[str, Any], run: str, world: int = 1) -> list[Launched]:
+        """Launch every rank of a run; the first is rank 0."""
+        return [
+            self.launch("train", spec, self.folder / run / f"rank-{spec['rank']}.log")
+            for spec in self.specs(config, run, world)
+        ]
 
     def launch(self, task: Any, spec: Mapping[str, Any], log: Path) -> Launched:
         """Launch one process."""
-        self.launched.append(Launched(agent.launch(self.server, task, spec, log), log))
+        return self.follow(agent.launch(self.server, task, spec, log, {**os.environ, **self.environment}), log)
+
+    def follow(self, process: agent.TrainingProcess, log: Path) -> Launched:
+        """Take note of what a process tells, and end it with the test."""
+        self.launched.append(Launched(process, log))
         return self.launched[-1]
 
     def close(self) -> None:

@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from training.ema import Ema, EmaConfig
 from training.engine_config import EngineConfig
-from training.errors import CheckpointError
+from training.errors import CheckpointError, UsageError
 from training.noise import normal
 from training.optim import AdamWConfig, CosineSchedule
 from training.parallel import Engine, connect, over_ranks
+from training.ranks import on_every_rank, on_rank_zero, total
 
 GLOBAL_BATCH = 8
 STEPS, MIDDLE = 8, 4
@@ -136,6 +137,7 @@ def first_round(out: Path) -> None:
     whole_run(out, 1, 2, "bf16")
     refusals(out)
     shared_rows(out)
+    common_decisions(out)
 
 
 def second_round(out: Path) -> None:
@@ -183,6 +185,34 @@ def shared_rows(out: Path) -> None:
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, (seen, {name: tensor.tolist() for name, tensor in results.items()}))
     write(out, f"world-{dist.get_world_size()}", rows=everyone)
+
+
+def common_decisions(out: Path) -> None:
+    """What every rank gets of an action of rank 0 or of all, when it works and when it fails."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+
+    def fail(error: Exception, here: bool = True) -> int:
+        if here:
+            raise error
+        return rank
+
+    got: dict[str, Any] = {
+        "rank 0's": on_rank_zero(lambda: {"rank": rank}),
+        "each its own": on_every_rank(lambda: rank),
+        "total": total(1, rank),
+    }
+    for name, call in {
+        "typed": lambda: on_rank_zero(lambda: fail(UsageError("no"))),
+        "untyped": lambda: on_rank_zero(lambda: fail(OSError(28, "No space left on device"))),
+        "the last rank": lambda: on_every_rank(lambda: fail(UsageError("of the last"), rank == world - 1)),
+    }.items():
+        try:
+            got[name] = call()
+        except Exception as error:  # noqa: BLE001  written down
+            got[name] = f"{type(error).__name__}: {error}"
+    everyone: list[Any] = [None] * world
+    dist.all_gather_object(everyone, got)
+    write(out, f"world-{world}", decisions=everyone)
 
 
 def rank(number: int, world: int, port: int, job: str, out: Path) -> None:

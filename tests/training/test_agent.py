@@ -62,7 +62,8 @@ def test_a_run_tells_of_everything_in_order(runs: Any) -> None:
     print("seconds since the launch:", {name: round(seconds, 2) for name, seconds in marks.items()})  # noqa: T201
     assert [event["step"] for event in rank.told("step")] == [1, 2, 3, 4, 5, 6]
     metrics = rank.told("step")[0]["metrics"]
-    assert set(metrics) == {"loss", "gradient_norm", "learning_rate", "images_per_s", "data_wait_share"}
+    measured = {"loss", "gradient_norm", "learning_rate", "images_per_s", "data_wait_share", "skipped_samples"}
+    assert set(metrics) == measured
     assert [event["step"] for event in rank.told("evaluation")] == [3, 6]
     assert all(event["metrics"]["held_out_loss"] > 0 for event in rank.told("evaluation"))
     assert [event["step"] for event in rank.told("checkpoint")] == [2, 4, 6]
@@ -128,6 +129,36 @@ def test_stop_checkpoints_and_leaves(runs: Any) -> None:
     assert done["stopped"] is True
     assert 1 <= done["step"] < LONG
     assert [event["step"] for event in rank.told("checkpoint")] == [done["step"]]
+
+
+def test_a_stop_that_comes_together_with_the_request_is_heard(runs: Any) -> None:
+    """In one piece with it: before the training process exists, and so before it can handle a signal."""
+    assert runs.launch("train", broken(runs), runs.folder / "first.log").end() == 2, "the server runs"
+    (spec,) = runs.specs(runs.config(steps=LONG), "early")
+    log = runs.folder / "early" / "rank-0.log"
+    environment = {**os.environ, **runs.environment}
+    request = {"task": "train", "spec": spec, "environment": environment, "log": str(log), "folder": str(runs.folder)}
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(str(runs.server))
+    connection.sendall(json.dumps(request).encode() + b'\n{"stop": true}\n')
+    rank = runs.follow(agent.TrainingProcess(connection), log)
+    assert rank.end() == 0
+    assert rank.told("done") == [{"event": "done", "step": 0, "stopped": True}]
+    assert rank.told("step") == rank.told("checkpoint") == []
+
+
+def test_events_can_be_waited_for_without_waiting_for_ever() -> None:
+    ours, theirs = socket.socketpair()
+    process = agent.TrainingProcess(ours)
+    events = process.events(idle_s=0.01)
+    assert next(events) == {"event": "idle"}
+    theirs.sendall(b'{"event": "step", "st')
+    assert next(events) == {"event": "idle"}, "half a line is none"
+    theirs.sendall(b'ep": 1}\n{"event": "exit", "code": 0}\n{"event": "lost"}\n')
+    assert list(events) == [{"event": "step", "step": 1}, {"event": "exit", "code": 0}]
+    theirs.close()
+    process.stop()  # too late, and no error: the process has left by itself
+    process.close()
 
 
 _AGENT = """
@@ -262,6 +293,63 @@ def test_the_sockets_folder_is_its_owners_alone(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(TrainingError, match="open to others") as caught:
         agent.socket_path("1234")
     assert str(path.parent) in str(caught.value)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The driver's GPUs, as the test sets them; returns what was asked of it."""
+    import pynvml
+
+    asked: list[str] = []
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: asked.append("init"))
+    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: asked.append("shutdown"))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 2)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "cuda"),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, "cuda"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "cpu"),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, "cpu"),
+        ({"DS_ACCELERATOR": "cpu"}, "cpu"),
+        ({"DS_ACCELERATOR": "cuda", "CUDA_VISIBLE_DEVICES": "0,1"}, "cuda"),
+    ],
+)
+def test_gpus_and_cpu_have_fork_servers_of_their_own(
+    gpus: list[str], environment: dict[str, str], expected: str
+) -> None:
+    assert agent.accelerator(environment) == expected
+    same = {"cuda": {"CUDA_VISIBLE_DEVICES": "0"}, "cpu": {"DS_ACCELERATOR": "cpu"}}[expected]
+    other = {"cuda": {"DS_ACCELERATOR": "cpu"}, "cpu": {}}[expected]
+    assert agent.socket_path("1234", environment) == agent.socket_path("1234", same)
+    assert agent.socket_path("1234", environment) != agent.socket_path("1234", other)
+    assert gpus.count("init") == gpus.count("shutdown")
+
+
+def test_the_fork_server_sees_every_gpu_and_asks_the_driver_only(
+    gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import fork_server
+
+    seen: list[dict[str, str | None]] = []
+    names = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "PYTORCH_NVML_BASED_CUDA_CHECK")
+
+    def stop_at_first_import(name: str) -> None:
+        seen.append({name: os.environ.get(name) for name in names})
+        raise ImportError(name)
+
+    monkeypatch.setattr(fork_server.importlib, "import_module", stop_at_first_import)
+    monkeypatch.setattr(fork_server, "_keep_freed_memory", lambda: None)  # it would change this process
+    for mask in ("1", ""):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+        monkeypatch.setenv("DS_ACCELERATOR", "")
+        monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "")
+        with pytest.raises(ImportError):
+            fork_server.serve(Path("unused"), None)
+    assert [tuple(each.values()) for each in seen] == [(None, "cuda", "1"), ("", "cpu", "1")]
 
 
 def test_the_agent_needs_neither_torch_nor_ray() -> None:

@@ -1,5 +1,6 @@
 """Bundles: they load without Darkroom, give our sampler's pictures, and refuse damage by name."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -120,6 +121,48 @@ def test_damage_is_named(bundle: Path, tmp_path: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(CheckpointError, match=f"is missing.\n.*{name}"):
         load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["unet/diffusion_pytorch_model.safetensors.index.json", "unet/__pycache__/pipeline.pyc", "more"]
+)
+def test_what_nobody_listed_is_refused_by_name(bundle: Path, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    verify_bundle(copy)
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=rf"nobody vouches for.\n.*{name}"):
+        load_bundle(copy)
+    (copy / name).unlink()
+    (copy / name).symlink_to(bundle / "unet")
+    with pytest.raises(CheckpointError, match=rf"nobody vouches for.\n.*{name}"):
+        load_bundle(copy)
+    (copy / name).unlink()
+    (copy / name).mkdir()
+    verify_bundle(copy)
+
+
+def test_a_folder_behind_a_link_is_refused(bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    shutil.rmtree(copy / "unet")
+    (copy / "unet").symlink_to(bundle / "unet")
+    with pytest.raises(CheckpointError, match=r"nobody vouches for.\n.*copy/unet'"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "text_encoder/model.safetensors"])
+def test_a_manifest_that_leaves_out_what_a_pipeline_needs_is_refused(bundle: Path, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    manifest = read_manifest(copy)
+    del manifest.files[name]
+    (copy / "darkroom.json").write_text(manifest.model_dump_json())
+    (copy / name).unlink()
+    with pytest.raises(CheckpointError, match=r"The bundle is incomplete."):
+        load_bundle(copy)
+
+
+def test_the_loaded_bundle_names_what_it_was_loaded_from(bundle: Path) -> None:
+    assert load_bundle(bundle).sha256 == hashlib.sha256((bundle / "darkroom.json").read_bytes()).hexdigest()
 
 
 def test_a_manifest_cannot_point_outside_or_lie(bundle: Path, tmp_path: Path) -> None:

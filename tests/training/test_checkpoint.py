@@ -88,7 +88,7 @@ def test_nothing_but_json_and_safetensors_is_in_there(tmp_path: Path) -> None:
 
 
 def test_the_newest_is_found_by_number_and_not_by_age_or_spelling(tmp_path: Path) -> None:
-    for step in (9, 100_000_000, 10):
+    for step in (9, 10, 100_000_000):
         keep_one(tmp_path, step)
     os.utime(tmp_path / "step-00000009")
     found, _ = newest(tmp_path)
@@ -112,6 +112,34 @@ def test_the_newest_few_are_kept(tmp_path: Path, keep: int) -> None:
     for step in range(1, 6):
         keep_one(tmp_path, step, keep)
         assert steps(tmp_path) == list(range(max(1, step - keep + 1), step + 1))
+
+
+def test_what_was_just_saved_stays_and_later_steps_go(tmp_path: Path) -> None:
+    """Step 20 is damaged, the run goes on from 10 and saves 15: with one to keep, it is that one."""
+    keep_one(tmp_path, 10)
+    (keep_one(tmp_path, 20).path / "ema.safetensors").unlink()
+    found, _ = newest(tmp_path)
+    assert found is not None
+    assert found.step == 10
+    keep_one(tmp_path, 15, keep=1)
+    assert steps(tmp_path) == [15]
+    same(read(tmp_path / "step-00000015"), 15)
+
+
+def test_everything_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{handle}"))  # noqa: PTH115  as the kernel names it at this moment
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    folder = tmp_path / "checkpoints"
+    keep_one(folder, 1)
+    partial = folder / "partial-00000001"
+    parts = [str(partial / name) for name in ("weights.safetensors", "ema.safetensors", "optimizer.safetensors")]
+    assert flushed == [str(tmp_path), *parts, str(partial / MANIFEST), str(partial), str(folder)]
 
 
 def test_the_same_step_again_replaces_it(tmp_path: Path) -> None:

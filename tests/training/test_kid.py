@@ -1,4 +1,4 @@
-"""The kernel distance, the held-out loss and evaluation samples, on a data set made of simple shapes."""
+"""The kernel distance and evaluation samples, on a data set made of simple shapes."""
 
 from functools import partial
 
@@ -10,11 +10,10 @@ from training import noise
 from training.conditioning import Conditioning
 from training.errors import UsageError
 from training.evaluate.features import EfficientNetFeatures
-from training.evaluate.held_out import row_losses
 from training.evaluate.kid import kid
 from training.evaluate.samples import sample_captions
 from training.models import UNetConfig, apply_unet
-from training.objectives import FlowDenoiser, Network, RectifiedFlow
+from training.objectives import FlowDenoiser, Network
 
 
 @pytest.fixture(scope="module")
@@ -63,20 +62,6 @@ def _network() -> Network:
 
 def _conditioning(count: int) -> Conditioning:
     return Conditioning(noise.normal(0, "tokens", shape=(count, 4, 8)), torch.ones(count, 4, dtype=torch.bool))
-
-
-def test_held_out_losses_depend_on_the_model_and_the_picture_alone() -> None:
-    network, objective = _network(), RectifiedFlow(caption_dropout=0.9)
-    images, conditioning, ids = noise.normal(1, "images", shape=(6, 3, 16, 16)), _conditioning(6), list(range(6))
-    options = {"seed": 5, "repeats": 3}
-    whole = row_losses(network, objective, images, conditioning, ids, **options)
-    assert whole.shape == (6,)
-    part = row_losses(network, objective, images[4:], conditioning.rows(slice(4, 6)), ids[4:], **options)
-    torch.testing.assert_close(part, whole[4:])
-    kept = RectifiedFlow(caption_dropout=0.0)
-    assert torch.equal(row_losses(network, kept, images, conditioning, ids, **options), whole), "captions are kept"
-    other = row_losses(network, objective, images, conditioning, ids, **(options | {"seed": 6}))
-    assert not torch.allclose(other, whole)
 
 
 def test_samples_depend_on_seed_number_and_caption() -> None:

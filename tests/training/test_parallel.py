@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
         text=True,
         timeout=280,
         check=False,
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},  # two ranks cannot share a GPU
     )
     assert run.returncode == 0, run.stdout[-6000:]
     yield Kept(folder)
@@ -213,3 +215,30 @@ def test_rows_are_shared_and_every_rank_gets_them_all(kept: Kept, world: int) ->
         assert results == expected
         shares = [list(range(number, rows, world)) for rows in (1, 2, 5)]
         assert seen == [share for share in shares if share]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_all_ranks_hear_what_came_of_an_action_and_none_waits_for_one_that_failed(kept: Kept, world: int) -> None:
+    everyone = kept.told(f"world-{world}", "decisions")
+    for number, got in enumerate(everyone):
+        assert got["rank 0's"] == {"rank": 0}
+        assert got["each its own"] == number
+        assert got["total"] == [world, sum(range(world))]
+        assert got["typed"] == "UsageError: no"
+        error = "OSError: [Errno 28] No space left on device"
+        assert got["untyped"] == (error if number == 0 else f"TrainingError: Rank 0 failed: {error}")
+        assert got["the last rank"] == "UsageError: of the last"
+
+
+@pytest.mark.parametrize(
+    ("visible", "local_rank", "expected"),
+    [(0, 1, "cpu"), (1, 0, "cuda:0"), (1, 3, "cuda:0"), (4, 3, "cuda:3"), (2, 1, "cuda:1")],
+)
+def test_each_process_of_a_node_has_a_gpu_that_it_can_see(
+    monkeypatch: pytest.MonkeyPatch, visible: int, local_rank: int, expected: str
+) -> None:
+    from training.parallel import local_device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: visible > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    assert str(local_device(local_rank)) == expected

@@ -1,11 +1,13 @@
 """Interrupted runs end where uninterrupted ones do, bit for bit; and what is not the same run is refused."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -100,6 +102,81 @@ def test_the_seen_samples_and_losses_do_not_depend_on_the_number_of_workers(runs
     assert one.told("evaluation")[-1]["metrics"]["held_out_loss"] == pytest.approx(
         two.told("evaluation")[-1]["metrics"]["held_out_loss"], rel=1e-3
     )
+
+
+def test_a_run_waits_for_its_predecessor_and_goes_on_from_its_last_checkpoint(
+    runs: Any, running_process: Callable[[Path], int]
+) -> None:
+    """The agent is gone, the process not yet: it has been stopped in the middle of its work."""
+    config = recipe(runs, 1, checkpoint={"every_steps": 1000})
+    (old,) = runs.start(config, "run")
+    old.until("step")
+    pid = running_process(old.log)
+    os.kill(pid, signal.SIGSTOP)
+    old.process.close()
+    (new,) = runs.start(config, "run")
+    waiting = new.until("warning")["message"]
+    assert f"process {pid} on " in waiting
+    assert "still works on this run" in waiting
+    assert checkpoint.newest(runs.folder / "run" / "checkpoints") == (None, [])
+    os.kill(pid, signal.SIGCONT)
+    resumed = new.until("resumed")["step"]
+    assert new.end() == 0
+    assert 1 <= resumed < STEPS, "the step that the old process saved on its way out"
+    assert [event["step"] for event in new.told("step")] == list(range(resumed + 1, STEPS + 1))
+    assert last(runs, "run").step == STEPS
+
+
+def test_the_wait_for_another_process_can_be_stopped_and_leaves_that_one_alone(runs: Any) -> None:
+    config = runs.config(steps=100_000)
+    (first,) = runs.start(config, "run")
+    first.until("step")
+    second = runs.start({**config, "workers": {"count": 2}}, "run", 2)
+    second[0].until("warning")
+    second[0].process.stop()
+    assert [rank.end() for rank in second] == [0, 0]
+    assert second[0].told("done") == [{"event": "done", "step": 0, "stopped": True}]
+    first.until("step")
+    first.process.stop()
+    assert first.end() == 0
+    (done,) = first.told("done")
+    assert last(runs, "run").step == done["step"]
+
+
+def test_all_ranks_go_on_from_what_rank_0_chose(runs: Any) -> None:
+    """Rank 1 would see no checkpoint where it looks: it takes the one that it is told."""
+    finish(runs, runs.config(), "run", 1)
+    specs = runs.specs(runs.config(steps=8, workers={"count": 2}), "run", 2)
+    specs[1]["run_dir"] = str(runs.folder / "elsewhere")
+    ranks = [runs.launch("train", spec, runs.folder / f"again-{spec['rank']}.log") for spec in specs]
+    assert [rank.end() for rank in ranks] == [0, 0]
+    assert [event["step"] for event in ranks[0].told("step")] == [7, 8]
+    assert ranks[0].told("done") == ranks[1].told("done") == [{"event": "done", "step": 8, "stopped": False}]
+
+
+def test_damaged_samples_are_passed_over_named_and_counted(runs: Any, tmp_path: Path) -> None:
+    """One sample's fields and one's picture, each met by a rank in every epoch."""
+    data = tmp_path / "damaged"
+    shutil.copytree(runs.data, data)
+    index = np.load(data / "train.index.npy", allow_pickle=False)
+    with (data / "train-000000.tar").open("r+b") as file:
+        for number, part in ((2, "json"), (5, "image")):
+            file.seek(int(index[number][f"{part}_offset"]))
+            file.write(b"?" * int(index[number][f"{part}_size"]))
+    epochs = -(-3 * len(index) // 8)
+    config = runs.config(steps=epochs, data={"path": str(data)}, workers={"count": 2})
+    ranks = runs.start(config, "run", 2)
+    assert [rank.end() for rank in ranks] == [0, 0], ranks[0].log.read_text()[-3000:]
+    counts = 0
+    for number, rank in enumerate(ranks):
+        *named, closing = [event["message"] for event in rank.told("warning")]
+        assert all(f"is skipped on rank {number}, for it cannot be read: " in message for message in named)
+        assert {message.split(" ")[0] for message in named} <= {"train[2]", "train[5]"}
+        assert closing == f"{len(named)} samples of train were skipped on rank {number}."
+        counts += len(named)
+    told = [event["metrics"]["skipped_samples"] for event in ranks[0].told("step")]
+    assert told == sorted(told)
+    assert 2 <= told[-1] <= counts, "the loaders may have met more of them ahead of the last step"
 
 
 @pytest.fixture

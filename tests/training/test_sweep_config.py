@@ -60,6 +60,43 @@ def test_what_is_not_a_search_is_refused_in_words(text: str, words: str) -> None
     assert "rule:" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("name", "named by its number"),
+        ("steps", "the sweep's own steps"),
+        ("data.path", "other pictures"),
+        ("text.encoder", "other captions' states"),
+        ("evaluation.held_out_repeats", "measured another way"),
+        ("checkpoint.every_steps", "itself"),
+        ("tracking.experiment", "the sweep's own MLflow run"),
+        ("model.resolution", "another size"),
+        ("model", "name one of its fields"),
+        ("evaluation", "measured another way"),
+    ],
+)
+def test_what_would_make_trials_incomparable_is_refused(key: str, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        SweepConfig(space={"optimizer.learning_rate": Choice(values=(1,)), key: Choice(values=(1, 2))})
+    text = str(caught.value)
+    assert f"A sweep cannot search {key}." in text
+    assert why in text
+    assert "options: seed, global_batch" in text
+
+
+def test_what_only_changes_the_training_may_be_searched() -> None:
+    keys = [
+        "seed",
+        "global_batch",
+        "model.widths",
+        "objective.logit_mean",
+        "ema.decay",
+        "engine.precision",
+        "workers.count",
+    ]
+    assert set(SweepConfig(space={key: Choice(values=(1,)) for key in keys}).space) == set(keys)
+
+
 def test_the_forms_are_listed() -> None:
     with pytest.raises(ConfigError, match=r"options: choice\(a, b, \.\.\.\), uniform\(low, high\), loguniform\(low"):
         parse_domain("a=normal(0, 1)")

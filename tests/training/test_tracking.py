@@ -1,5 +1,6 @@
 """Tracking against a real MLflow server: what a run holds, outages, resuming, secrets."""
 
+import contextlib
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -229,6 +231,46 @@ def test_no_server_is_one_clear_error(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists(), "nothing half-written"
     with pytest.raises(TrackingError, match=r"http\(s\)://host:port"):
         require_server("sqlite:///mlflow.db")
+
+
+@pytest.fixture
+def garbage() -> Iterator[int]:
+    """A port where something answers that speaks no HTTP."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):  # the test is over
+                while True:
+                    connection, _ = listening.accept()
+                    with connection:
+                        connection.recv(4096)
+                        connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield listening.getsockname()[1]
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+def test_what_answers_and_is_no_server_is_one_clear_error(garbage: int, tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match=r"cannot be reached.\n(.*\n)*.*SSH-2.0") as caught:
+        Tracker.open(_context(f"http://me:hush@127.0.0.1:{garbage}", tmp_path / "run"), patience_s=0)
+    assert "hush" not in str(caught.value)
+    assert "http://***@127.0.0.1" in str(caught.value)
+
+
+def test_no_proxy_stands_before_this_machine(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, _NOWHERE)
+    monkeypatch.setenv("no_proxy", "example.org")
+    require_server(mlflow_uri)
+    assert connect(mlflow_uri).search_experiments()
+    assert os.environ["no_proxy"].startswith("example.org,"), "what the user said stays"
+
+
+def test_a_login_is_not_taken_for_a_port(mlflow_uri: str) -> None:
+    require_server(mlflow_uri.replace("://", "://me:hush@"))
 
 
 def test_provenance(tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ from PIL import Image
 from training.data.captions import Fields, canonical
 from training.data.clean import CleanConfig, Finding, RefusedError, judge
 from training.data.config import BuildConfig
+from training.data.entries import printable
 from training.data.index import IndexWriter
 from training.data.ledger import LEDGER, LedgerRow
+from training.data.licences import Licences, licence_of
 from training.data.manifest import MANIFEST, SPLITS, Manifest, SplitFacts, SplitName, content_hash, file_facts
-from training.data.output import finished, note_origin, refuse_unsafe_output, replace_with
+from training.data.output import contents, finished, note_origin, refuse_unsafe_output, replace_with, sweep
 from training.data.shards import ShardWriter
 from training.data.sources import Item, Source, identity, open_source
 from training.errors import DataError
@@ -45,27 +47,32 @@ def build(
 ) -> Manifest:
     """Turn a folder, a tar or a JSONL/CSV manifest into a data set.
 
-    Bad inputs are dropped and named in the ledger. The same call again finds the finished result. The data set
+    Bad inputs are dropped and named in the ledger. A picture that a manifest names in five rows, as COCO has five
+    captions for each, is five samples, all in one split. The same call again finds the finished result. The data set
     becomes visible by one rename when it is complete; whatever ends a build earlier leaves ``out`` as it was.
 
     Args:
         source: what to read; only files inside it (for a manifest: inside its folder) are read.
         out: the data set's folder.
         config: what a picture must be, how many are held out.
-        progress: told (inputs done, inputs in all).
-        force: replace a data set that was built from something else.
+        progress: told (inputs done, inputs in all); comparing with a finished result may read all inputs, too.
+        force: replace a data set that was built from something else, or that is damaged.
 
     Raises:
-        DataError: the source is missing or nothing of it can be kept, ``out`` holds something else, or the disk fails.
+        DataError: the source is missing or nothing of it can be kept, ``out`` holds something else or changes
+            meanwhile, or the disk fails.
     """
     refuse_unsafe_output(source, out)
     inputs = open_source(source)
-    present = finished(inputs, out, config, force=force)
-    if present is not None:
-        return present
+    progress = progress or _silent
     try:
-        with replace_with(out) as partial:
-            manifest = _write(inputs, partial, config, progress or _silent)
+        sweep(out)
+        before = contents(out)
+        present = finished(inputs, out, config, progress, force=force)
+        if present is not None:
+            return present
+        with replace_with(out, before) as partial:
+            manifest = _write(inputs, partial, config, progress)
             note_origin(partial, inputs)
     except OSError as error:
         raise DataError(
@@ -133,9 +140,9 @@ class _SplitWriter:
         self.shards = stack.enter_context(ShardWriter(folder, name, config.shard_mb * 1_000_000))
         self.index = stack.enter_context(IndexWriter(folder / self.index_name))
 
-    def add(self, row: LedgerRow, judged: _Judged) -> LedgerRow:
-        """Write one sample; returns its ledger row with the place filled in."""
-        key = f"{row.number:08d}-{_slug(judged.item.name)}"
+    def add(self, number: int, row: LedgerRow, judged: _Judged) -> LedgerRow:
+        """Write the data set's sample ``number``; returns its ledger row with the place filled in."""
+        key = f"{number:08d}-{_slug(judged.item.name)}"
         fields = canonical(judged.fields)
         placed = self.shards.add(key, judged.ending, judged.image, fields)
         sizes = len(judged.image), len(fields)
@@ -160,11 +167,47 @@ def _slug(name: str) -> str:
     return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in stem)[:40]
 
 
+class _Tally:
+    """What the manifest says about the inputs."""
+
+    def __init__(self) -> None:
+        self.kept = 0
+        self.without_caption = 0
+        self.dropped: Counter[str] = Counter()
+        self.refused: list[LedgerRow] = []
+        self._licences = Licences()
+        self._seen = hashlib.sha256()
+
+    def add(self, row: LedgerRow, judged: _Judged) -> None:
+        """Count one input."""
+        self._seen.update(identity(row.source, row.sha256, judged.fields))
+        if judged.finding is None:
+            self.kept += 1
+            self.without_caption += not (judged.fields or {}).get("caption")
+            self._licences.add(row.licence)
+        else:
+            self.dropped[judged.finding.rule] += 1
+            self.refused += [row] if len(self.refused) < _NAMED else []
+
+    def manifest(self, config: BuildConfig, splits: dict[SplitName, SplitFacts], folder: Path) -> Manifest:
+        """The manifest of all that was counted and of the files in ``folder``."""
+        files = {path.name: file_facts(path) for path in sorted(folder.iterdir())}
+        return Manifest(
+            hash=content_hash(splits, files, config.background),
+            config=config,
+            source_digest=self._seen.hexdigest(),
+            inputs=self.kept + sum(self.dropped.values()),
+            kept=self.kept,
+            without_caption=self.without_caption,
+            dropped=dict(sorted(self.dropped.items())),
+            licences=self._licences.most(),
+            splits=splits,
+            files=files,
+        )
+
+
 def _write(inputs: Source, folder: Path, config: BuildConfig, progress: Progress) -> Manifest:
-    dropped: Counter[str] = Counter()
-    licences: Counter[str] = Counter()
-    seen = hashlib.sha256()
-    refused: list[LedgerRow] = []
+    tally = _Tally()
     total = len(inputs.items)
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own pixel limit is lower and drops them
@@ -173,30 +216,15 @@ def _write(inputs: Source, folder: Path, config: BuildConfig, progress: Progress
         progress(0, total)
         for number, judged in enumerate(_in_order(inputs.items, config.clean)):
             row = _ledger_row(number, judged)
-            seen.update(identity(row.source, row.sha256, judged.fields))
             if judged.finding is None:
                 split = split_of(judged.sha256, config.held_out)
-                row = splits[split].add(replace(row, split=split), judged)
-                licences[row.licence or "unstated"] += 1
-            else:
-                dropped[judged.finding.rule] += 1
-                refused += [row] if len(refused) < _NAMED else []
+                row = splits[split].add(tally.kept, replace(row, split=split), judged)
+            tally.add(row, judged)
             ledger.write(row.as_json() + "\n")
             progress(number + 1, total)
     facts = {name: writer.facts() for name, writer in splits.items()}
-    _require_training(inputs, facts, dropped, refused)
-    files = {path.name: file_facts(path) for path in sorted(folder.iterdir())}
-    manifest = Manifest(
-        hash=content_hash(facts, files, config.background),
-        config=config,
-        source_digest=seen.hexdigest(),
-        inputs=total,
-        kept=sum(split.count for split in facts.values()),
-        dropped=dict(sorted(dropped.items())),
-        licences=dict(sorted(licences.items())),
-        splits=facts,
-        files=files,
-    )
+    _require_training(inputs, facts, tally)
+    manifest = tally.manifest(config, facts, folder)
     (folder / MANIFEST).write_text(manifest.as_json(), encoding="utf-8")
     return manifest
 
@@ -208,16 +236,14 @@ def _ledger_row(number: int, judged: _Judged) -> LedgerRow:
         source=judged.item.name,
         kept=False,
         sha256=judged.sha256.hex(),
-        licence=str(fields.get("licence") or fields.get("license") or ""),
+        licence=licence_of(fields),
     )
     if finding is None:
         return row
     return replace(row, rule=finding.rule, value=finding.value, threshold=finding.threshold, detail=finding.detail)
 
 
-def _require_training(
-    inputs: Source, facts: dict[SplitName, SplitFacts], dropped: Counter[str], refused: list[LedgerRow]
-) -> None:
+def _require_training(inputs: Source, facts: dict[SplitName, SplitFacts], tally: _Tally) -> None:
     if facts["train"].count:
         return
     if facts["held_out"].count:
@@ -227,8 +253,9 @@ def _require_training(
             rule="at least one picture to train on",
             mend="more pictures, or a smaller --held-out",
         )
-    counts = ", ".join(f"{count} {rule}" for rule, count in sorted(dropped.items()))
-    examples = "".join(f"\n           {row.source}: {row.rule} {row.detail}".rstrip() for row in refused)
+    counts = ", ".join(f"{count} {rule}" for rule, count in sorted(tally.dropped.items()))
+    lines = [f"{row.source}: {row.rule} {printable(row.detail)}".rstrip() for row in tally.refused]
+    examples = "".join(f"\n           {line}" for line in lines)
     raise DataError(
         f"None of the {len(inputs.items)} inputs could be kept.",
         value=str(inputs.path),

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from training.data.clean import Finding, RefusedError
+from training.errors import DataError
 
 PATH_FIELDS = ("file_name", "file", "image", "image_path", "path")
-"""Where a manifest's row names its picture; the first one present counts."""
+"""Where a manifest's row names its picture; the first one that is not empty counts."""
 CAPTION_FIELDS = ("caption", "text", "prompt")
-"""Where a row or a sidecar keeps the caption; the first one present counts."""
+"""Where a row or a sidecar keeps the caption; the first one that is not empty counts."""
 MANIFEST_NAMES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")
-"""Manifests that are recognised inside a folder or a tar."""
+"""Manifests that are recognised in any folder of a folder or a tar."""
 MAX_SIDECAR_BYTES = 1_000_000
 
 Fields = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One line of a manifest: the picture's path and its fields, or what is wrong with the line."""
 
@@ -58,12 +60,16 @@ def with_caption(fields: Mapping[str, Any]) -> Fields:
     Raises:
         ValueError: the caption is neither text nor null.
     """
-    name = next((name for name in CAPTION_FIELDS if fields.get(name) is not None), None)
-    caption = "" if name is None else fields[name]
-    if not isinstance(caption, str):
-        raise ValueError(f"{name} must be text, not {type(caption).__name__}")
-    tidy = " ".join(caption.encode("utf-8", "replace").decode().split())
-    return {**fields, "caption": tidy}
+    for name in CAPTION_FIELDS:
+        caption = fields.get(name)
+        if caption is None:
+            continue
+        if not isinstance(caption, str):
+            raise ValueError(f"{name} must be text, not {type(caption).__name__}")
+        tidy = " ".join(caption.encode("utf-8", "replace").decode().split())
+        if tidy:
+            return {**fields, "caption": tidy}
+    return {**fields, "caption": ""}
 
 
 def sidecar_fields(text: bytes | None, data: bytes | None) -> Fields:
@@ -81,9 +87,23 @@ def sidecar_fields(text: bytes | None, data: bytes | None) -> Fields:
         raise RefusedError(Finding("bad_sidecar", detail=str(error)[:200])) from error
 
 
+def merged(beside: Fields, row: Mapping[str, Any]) -> Fields:
+    """A manifest's row laid over what the sidecars say; a row without a caption keeps theirs."""
+    return {**beside, **row, "caption": row["caption"] or beside["caption"]}
+
+
 def rows(name: str, data: bytes) -> Iterator[Row]:
-    """The rows of a JSONL or CSV manifest; a bad line is a row with a finding, never an end."""
-    parsed = _csv_rows(data) if name.lower().endswith(".csv") else _json_rows(data)
+    """The rows of a JSONL or CSV manifest; a bad line is a row with a finding, never an end.
+
+    Args:
+        name: of the manifest; its ending tells the kind.
+        data: UTF-8, or UTF-16 with its byte order mark.
+
+    Raises:
+        DataError: nothing of it can be understood: damaged UTF-16, or a CSV without a readable header.
+    """
+    utf8 = _as_utf8(name, data)
+    parsed = _csv_rows(name, utf8) if name.lower().endswith(".csv") else _json_rows(utf8)
     for line, fields in parsed:
         try:
             if isinstance(fields, ValueError):
@@ -97,6 +117,19 @@ def rows(name: str, data: bytes) -> Iterator[Row]:
             yield Row(line, finding=Finding("bad_row", line, detail=str(error)[:200]))
 
 
+def _as_utf8(name: str, data: bytes) -> bytes:
+    if not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data
+    try:
+        return data.decode("utf-16").encode()
+    except UnicodeError as error:
+        raise _unreadable(name, str(error)) from error
+
+
+def _unreadable(name: str, reason: str) -> DataError:
+    return DataError("The manifest cannot be read.", value=name, rule=reason, mend="save it as UTF-8")
+
+
 def _json_rows(data: bytes) -> Iterator[tuple[int, Fields | ValueError]]:
     for number, line in enumerate(data.splitlines(), start=1):
         if line.strip():
@@ -106,8 +139,17 @@ def _json_rows(data: bytes) -> Iterator[tuple[int, Fields | ValueError]]:
                 yield number, error
 
 
-def _csv_rows(data: bytes) -> Iterator[tuple[int, Fields | ValueError]]:
-    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig", "replace"), newline=""), strict=True)
+def _csv_rows(name: str, data: bytes) -> Iterator[tuple[int, Fields | ValueError]]:
+    # a byte that is not UTF-8 becomes a lone surrogate, which real UTF-8 cannot hold: so each row is judged by itself
+    text = data.decode("utf-8-sig", "surrogateescape")
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [column.strip() for column in reader.fieldnames or ()]
+    except csv.Error as error:
+        raise _unreadable(name, f"a line of column names first: {error}") from error
+    if not _is_text(header):
+        raise _unreadable(name, "column names in UTF-8")
+    reader.fieldnames = header
     while True:
         try:
             row = next(reader, None)
@@ -119,7 +161,16 @@ def _csv_rows(data: bytes) -> Iterator[tuple[int, Fields | ValueError]]:
         if None in row:
             yield reader.line_num, ValueError("more cells than the header has columns")
             continue
-        yield reader.line_num, {key: value for key, value in row.items() if value is not None}
+        cells = {key: value for key, value in row.items() if value is not None}
+        yield reader.line_num, cells if _is_text(cells.values()) else ValueError("not UTF-8; save the file as UTF-8")
+
+
+def _is_text(cells: Iterable[str]) -> bool:
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def canonical(fields: object) -> bytes:

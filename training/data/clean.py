@@ -8,7 +8,10 @@ from typing import Literal
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from training.data.decode import FORMATS, decode, open_header
+from training.data.decode import FORMATS, decode, open_header, require_sound_jpeg
+
+_JPEGS = ("JPEG", "MPO")
+"""An MPO is a JPEG with more of them behind it, e.g. a camera's preview; every JPEG reader shows the first."""
 
 Rule = Literal[
     "too_many_bytes",
@@ -24,6 +27,7 @@ Rule = Literal[
     "outside_source",
     "missing_file",
     "bad_row",
+    "duplicate_row",
     "bad_sidecar",
     "sidecar_without_image",
     "damaged_tar",
@@ -44,7 +48,7 @@ class CleanConfig(BaseModel):
     """An encoded picture with more bytes is dropped unread."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """Why an input is refused.
 
@@ -92,16 +96,23 @@ def too_small(width: int, height: int, config: CleanConfig) -> Finding | None:
     return Finding("too_small", side, config.min_side_px, f"{width}x{height}: shorter side < {config.min_side_px}")
 
 
-def undecodable(data: bytes) -> Finding | None:
+def undecodable(data: bytes, kind: str) -> Finding | None:
     """Damage that only decoding shows: a cut file, a wrong checksum, a broken stream.
 
     Call it after the pixel limit: it decodes everything.
+
+    Args:
+        data: the encoded picture.
+        kind: its format, as Pillow names it.
     """
     try:
         open_header(data).verify()
         decode(data, (255, 255, 255))
+        if kind in _JPEGS:
+            require_sound_jpeg(data)
     except Exception as error:  # noqa: BLE001 - decoders raise nearly anything for hostile bytes; the ledger names it
-        return Finding("truncated" if "truncated" in str(error).lower() else "corrupt", detail=describe(error))
+        cut = any(word in str(error).lower() for word in ("truncated", "premature end"))
+        return Finding("truncated" if cut else "corrupt", detail=describe(error))
     return None
 
 
@@ -118,8 +129,9 @@ def judge(data: bytes, config: CleanConfig) -> tuple[Finding | None, str]:
     except Exception as error:  # noqa: BLE001 - as above
         return Finding("undecodable", None, " ".join(FORMATS), describe(error)), ""
     width, height = header.size
-    finding = too_many_pixels(width, height, config) or too_small(width, height, config) or undecodable(data)
-    return finding, {"JPEG": "jpg"}.get(str(header.format), str(header.format).lower())
+    kind = str(header.format)
+    finding = too_many_pixels(width, height, config) or too_small(width, height, config) or undecodable(data, kind)
+    return finding, "jpg" if kind in _JPEGS else kind.lower()
 
 
 def describe(error: BaseException) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,13 @@ from training.data.clean import describe
 from training.data.decode import background_rgb, decode
 from training.data.index import read_index
 from training.data.manifest import SPLITS, Manifest, SplitFacts, SplitName, check_files, read_manifest
-from training.errors import DataError, UsageError
+from training.errors import DarkroomError, DataError, StorageError, UsageError
 
+_log = logging.getLogger(__name__)
 _MAX_OPEN = 256
 """Shards that a split keeps open; those beyond are opened for each read, for a process may open only so many."""
+_PAUSES_S = (0.05, 0.2, 1.0)
+"""Pauses before a read that storage refused is tried again: a failover takes a moment, a full table of files too."""
 
 
 class Dataset:
@@ -67,6 +72,9 @@ class Dataset:
 class Split:
     """The samples of one split. Threads may share it.
 
+    What is wrong with a sample itself is a ``DataError``, which every process meets alike. That storage does not
+    answer is a ``StorageError``, which only this process may have met: whoever leaves samples out must not go by it.
+
     Args:
         folder: the data set's folder.
         name: the split's name.
@@ -84,8 +92,9 @@ class Split:
         self._shards = facts.shards
         self._index = read_index(folder / facts.index, facts.count)
         self._files: dict[int, int] = {}
+        self._stale: list[int] = []
         self._lock = threading.Lock()
-        weakref.finalize(self, _close_all, self._files)
+        weakref.finalize(self, _close_all, self._files, self._stale)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -94,7 +103,8 @@ class Split:
         """One sample, its picture decoded at its own size.
 
         Raises:
-            DataError: the sample cannot be read or decoded.
+            DataError: the sample is damaged.
+            StorageError: storage answers with errors.
             IndexError: there is no such sample.
         """
         index = range(len(self))[index]
@@ -105,13 +115,14 @@ class Split:
         """The decoded RGB picture at its own size, and its fields.
 
         Raises:
-            DataError: the sample cannot be read or decoded.
+            DataError: the sample is damaged.
+            StorageError: storage answers with errors.
             IndexError: there is no such sample.
         """
         data = self.encoded(index)
         try:
             return decode(data, self.background), self.fields(index)
-        except DataError:
+        except (DarkroomError, MemoryError):  # a process without memory says nothing about the sample
             raise
         except Exception as error:
             raise self._unreadable(index, describe(error)) from error
@@ -120,7 +131,8 @@ class Split:
         """The picture's bytes as they were in the source.
 
         Raises:
-            DataError: they cannot be read.
+            DataError: they are damaged or not all there.
+            StorageError: storage answers with errors.
             IndexError: there is no such sample.
         """
         record = self._index[index]
@@ -130,7 +142,8 @@ class Split:
         """The stored fields of a sample; ``caption`` is always there.
 
         Raises:
-            DataError: they cannot be read.
+            DataError: they are damaged or not all there.
+            StorageError: storage answers with errors.
             IndexError: there is no such sample.
         """
         record = self._index[index]
@@ -144,7 +157,8 @@ class Split:
         """A sample's caption, without reading its picture.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: its fields are damaged or not all there.
+            StorageError: storage answers with errors.
             IndexError: there is no such sample.
         """
         return str(self.fields(index)["caption"])
@@ -153,7 +167,8 @@ class Split:
         """A sample's WebDataset key, from the header before its fields.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: its fields are damaged or not all there.
+            StorageError: storage answers with errors.
             IndexError: there is no such sample.
         """
         header = self._read(index, int(self._index[index]["json_offset"]) - 512, 100)
@@ -163,13 +178,30 @@ class Split:
         # pread and not mmap for the shards: threads share no position, and a shard that shrinks under a running
         # job is an error with a name instead of a SIGBUS that kills the process
         shard = int(self._index[index]["shard"])
-        try:
-            data = self._pread(shard, size, offset)
-        except (OSError, IndexError) as error:
-            raise self._unreadable(index, describe(error)) from error
+        if shard >= len(self._shards):
+            raise self._unreadable(index, f"its index names shard {shard} of {len(self._shards)}")
+        data = self._patiently(shard, size, offset)
         if len(data) != size:
             raise self._unreadable(index, f"{len(data)} of {size} bytes at {offset} of {self._shards[shard]}")
         return data
+
+    def _patiently(self, shard: int, size: int, offset: int) -> bytes:
+        for pause_s in _PAUSES_S:
+            try:
+                return self._pread(shard, size, offset)
+            except OSError as error:
+                _log.warning("%s is read again: %s", self._shards[shard], describe(error))
+                self._forget(shard)  # a file handle that went stale never recovers
+                time.sleep(pause_s)
+        try:
+            return self._pread(shard, size, offset)
+        except OSError as error:
+            raise StorageError(
+                "A shard cannot be read.",
+                value=str(self._folder / self._shards[shard]),
+                rule=f"{describe(error)}, {len(_PAUSES_S) + 1} times",
+                mend="when the storage answers again, the same command goes on from the newest checkpoint",
+            ) from error
 
     def _pread(self, shard: int, size: int, offset: int) -> bytes:
         with self._lock:
@@ -181,6 +213,13 @@ class Split:
         with (self._folder / self._shards[shard]).open("rb", buffering=0) as file:
             return os.pread(file.fileno(), size, offset)
 
+    def _forget(self, shard: int) -> None:
+        """Open the shard anew at its next read; other threads may still read from the old descriptor."""
+        with self._lock:
+            kept = self._files.pop(shard, None)
+            if kept is not None:
+                self._stale.append(kept)
+
     def _unreadable(self, index: int, reason: str) -> DataError:
         return DataError(
             "A sample cannot be read.",
@@ -190,6 +229,6 @@ class Split:
         )
 
 
-def _close_all(files: dict[int, int]) -> None:
-    for descriptor in files.values():
+def _close_all(files: dict[int, int], stale: list[int]) -> None:
+    for descriptor in (*files.values(), *stale):
         os.close(descriptor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageColor, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -37,12 +38,33 @@ def decode(data: bytes, background: tuple[int, int, int]) -> Image.Image:
     """
     image = ImageOps.exif_transpose(open_header(data))
     if image.mode.startswith("I;16"):
-        # Pillow clips 16-bit grey to 255 instead of scaling it
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = _eight_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     picture = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, (*background, 255)), picture).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit, which Pillow would clip to 255 instead of scaling; the one transparent grey is kept."""
+    grey = np.asarray(image)
+    scaled = Image.fromarray((grey >> 8).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        scaled.putalpha(Image.fromarray(np.where(grey == transparent, 0, 255).astype(np.uint8)))
+    return scaled
+
+
+def require_sound_jpeg(data: bytes) -> None:
+    """Decode a JPEG strictly: what libjpeg only warns of and fills with grey is an error here.
+
+    Pillow throws libjpeg's warnings away. Bytes that belong to no pixel before the end mark are such a warning too:
+    they cannot be told from a damaged middle.
+
+    Raises:
+        ValueError: damaged.
+    """
+    simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True)
 
 
 def square(picture: Image.Image, side: int) -> np.ndarray:

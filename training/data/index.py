@@ -21,6 +21,8 @@ DTYPE = np.dtype(
 )
 """One sample: 36 bytes. ``sha256_prefix`` is the first eight bytes of the picture's sha256, big end first."""
 
+_MEND = "build the data set again with --force"
+
 
 class IndexWriter:
     """Appends records to a ``.npy`` file, so that an index never has to fit in memory.
@@ -66,12 +68,14 @@ def read_index(path: Path, count: int) -> np.ndarray:
     try:
         index: np.ndarray = np.load(path, mmap_mode="r" if count else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError("The index of the data set cannot be read.", value=str(path), rule=str(error)) from error
+        raise DataError(
+            "The index of the data set cannot be read.", value=str(path), rule=str(error), mend=_MEND
+        ) from error
     if index.dtype != DTYPE or index.shape != (count,):
         raise DataError(
             "The index does not belong to this data set.",
             value=f"{index.dtype} {index.shape}",
             rule=f"{count} records of the index's own type",
-            mend="build the data set again with --force",
+            mend=_MEND,
         )
     return index

@@ -46,7 +46,7 @@ class Loader:
         cache_mb: memory for decoded pictures, in megabytes.
 
     Attributes:
-        skipped: unreadable samples met so far and why; each was replaced by the next readable sample.
+        skipped: damaged samples met so far and why; each was replaced by the next readable sample.
 
     Raises:
         DataError: the split is empty.
@@ -112,6 +112,7 @@ class Loader:
         Raises:
             UsageError: the position is negative.
             DataError: so many samples in a row are unreadable that the data set must be gone.
+            StorageError: storage answers with errors; nothing is skipped for that, for other ranks may not see it.
         """
         if position < 0:
             raise UsageError("A position in the stream starts at 0.", value=position, rule="position >= 0")
@@ -217,7 +218,8 @@ def read(split: Split, index: int, resolution: int) -> Decoded:
         ``[resolution, resolution, 3]`` uint8 and the caption.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it is damaged.
+        StorageError: storage answers with errors.
     """
     picture, fields = split.picture(index)
     return square(picture, resolution), str(fields["caption"])

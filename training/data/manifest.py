@@ -61,10 +61,12 @@ class Manifest(BaseModel):
     """Lines of the ledger: kept + dropped."""
     kept: int
     """Samples in the splits."""
+    without_caption: int
+    """Samples whose caption is empty."""
     dropped: dict[str, int]
     """Inputs dropped, by rule."""
     licences: dict[str, int]
-    """Samples by the licence stated beside the picture; ``unstated`` where none is."""
+    """Samples by the licence stated beside the picture; ``unstated`` where none is, ``other`` for rare ones."""
     splits: dict[SplitName, SplitFacts]
     """Both splits; ``held_out`` may be empty."""
     files: dict[str, FileFacts]
@@ -78,7 +80,7 @@ class Manifest(BaseModel):
 def content_hash(splits: dict[SplitName, SplitFacts], files: dict[str, FileFacts], background: str) -> str:
     """Sha256 over the canonical JSON of the shards, their indexes and how transparent pixels are shown.
 
-    The ledger is left out: what was dropped does not change what a reader sees.
+    The ledger is left out: what was dropped does not change what a reader sees, the samples' keys included.
     """
     facts = {
         "schema_version": SCHEMA_VERSION,
@@ -108,12 +110,13 @@ def read_manifest(dataset: Path) -> Manifest:
         DataError: no data set there, another schema, or a manifest that was edited.
     """
     path = dataset / MANIFEST
-    mend = f"darkroom data build SOURCE {dataset}"
+    build = f"darkroom data build SOURCE {dataset}"
+    mend = f"{build} --force"
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
         rule = f"a folder that `darkroom data build` made, with {MANIFEST}"
-        raise DataError("There is no data set.", value=str(dataset), rule=rule, mend=mend) from error
+        raise DataError("There is no data set.", value=str(dataset), rule=rule, mend=build) from error
     except ValidationError as error:
         first = error.errors()[0]
         rule = f"schema version {SCHEMA_VERSION}; {'.'.join(map(str, first['loc']))}: {first['msg']}"

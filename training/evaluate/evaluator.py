@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from training.conditioning import Conditioning
-from training.data.dataset import Split
-from training.data.loader import Loader
+from training.errors import DataError, TrainingError
 from training.evaluate.config import EvaluationConfig
 from training.evaluate.contact_sheet import contact_sheet
-from training.evaluate.held_out import row_losses
+from training.evaluate.held_out import HeldOut, measure
 from training.evaluate.samples import sample_captions, to_pictures
 from training.models import apply_unet
 from training.objectives import ObjectiveConfig
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def read_split(split: Split, resolution: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every readable picture of a split, ``[N,3,R,R]`` in -1..1, and their sample ids ``[N]``."""
-    batches = list(Loader.sequential(split, resolution, 256))
-    ids = torch.tensor([sample_id for batch in batches for sample_id in batch.sample_ids], dtype=torch.long)
-    empty = torch.empty(0, 3, resolution, resolution)
-    return torch.cat([empty, *(batch.images for batch in batches)]), ids
-
-
 class Evaluator:
     """Measures a copy of the network; every rank takes its share of the rows.
 
@@ -37,13 +29,14 @@ class Evaluator:
         network: a copy that is ours to load weights into.
         objective: its loss and its denoiser.
         config: what is measured and shown.
-        seed: keys every draw, so that all steps and trials are measured alike.
-        images: held-out pictures ``[N,3,R,R]`` in -1..1.
-        held_out: their captions' states, a row each.
+        seed: keys the contact sheet's noises; the held-out loss has a key of its own.
+        resolution: side of the pictures in pixels.
+        held_out: what the loss is measured on; None where there is nothing.
         prompts: the contact sheet's captions.
         prompt_states: their states, a row each.
         unconditional: the state of the empty caption.
         device: where the network runs.
+        precision: of the matrix products, ``"bf16"`` or ``"fp32"``.
     """
 
     def __init__(
@@ -53,8 +46,8 @@ class Evaluator:
         config: EvaluationConfig,
         *,
         seed: int,
-        images: torch.Tensor,
-        held_out: Conditioning,
+        resolution: int,
+        held_out: HeldOut | None,
         prompts: Sequence[str],
         prompt_states: Conditioning,
         unconditional: Conditioning,
@@ -63,7 +56,7 @@ class Evaluator:
     ) -> None:
         self.network = network.to(device).eval().requires_grad_(False)
         self.objective, self.config, self.seed = objective, config, seed
-        self.images, self.held_out = images, held_out.to(device)
+        self.resolution, self.held_out = resolution, held_out
         self.prompts, self.prompt_states = list(prompts), prompt_states.to(device)
         self.unconditional = unconditional.to(device)
         self.device = torch.device(device)
@@ -79,17 +72,46 @@ class Evaluator:
 
     @torch.no_grad()
     def held_out_loss(self) -> float | None:
-        """The mean loss over held-out rows at fixed times and noises; None without held-out rows."""
-        count, repeats = len(self.images), self.config.held_out_repeats
-        if not count:
+        """The mean loss over the held-out pictures, as ``held_out`` defines it; None where there are none.
+
+        Every rank calls it, and gets the same value or error.
+
+        Raises:
+            DataError: none of the pictures can be read.
+            TrainingError: the loss is not finite.
+        """
+        if self.held_out is None or not self.held_out.sample_ids:
             return None
+        held_out = self.held_out
+        measured = over_ranks(len(held_out.sample_ids), lambda rows: self._measure(held_out, rows)).double().sum(0)
+        total, count = measured.tolist()
+        if not count:
+            raise DataError(
+                "No held-out picture can be read.",
+                value=f"{len(held_out.sample_ids)} of them",
+                rule="at least one readable held-out picture",
+                mend="darkroom data show --verify compares every file with its checksum",
+            )
+        if not math.isfinite(total):
+            raise TrainingError(
+                "The held-out loss is not a number: the averaged weights have diverged.",
+                value=total,
+                rule="a finite loss",
+                mend="a new run with a lower optimizer.learning_rate or more schedule.warmup_steps",
+            )
+        return float(total / count)
 
-        def mine(rows: list[int]) -> torch.Tensor:
-            clean = self.images[rows].to(self.device)
-            states = self.held_out.rows(torch.tensor(rows, device=self.device))
-            return row_losses(self._predict, self.objective, clean, states, rows, seed=self.seed, repeats=repeats)
-
-        return float(over_ranks(count, mine).mean())
+    def _measure(self, held_out: HeldOut, rows: list[int]) -> torch.Tensor:
+        return measure(
+            self._predict,
+            self.objective,
+            held_out,
+            rows,
+            resolution=self.resolution,
+            repeats=self.config.held_out_repeats,
+            batch=self.config.batch,
+            device=self.device,
+        )
 
     @torch.no_grad()
     def sample(self) -> torch.Tensor:
@@ -103,10 +125,11 @@ class Evaluator:
                 self.unconditional,
                 rows=rows,
                 seed=self.seed,
-                resolution=self.images.shape[-1],
+                resolution=self.resolution,
                 steps=self.config.sample_steps,
                 guidance_scale=self.config.guidance_scale,
                 time_shift=self.objective.time_shift,
+                batch=self.config.batch,
             ).to(torch.int32)  # gloo sums no bytes
 
         return over_ranks(len(self.prompts), mine).to(torch.uint8)

@@ -1,13 +1,60 @@
-"""The held-out loss: the objective on pictures that training never saw, at draws that never change."""
+"""The held-out loss: a measure of its own, on pictures that training never saw.
+
+It is the velocity's mean squared error at times even over (0, 1), and not the training loss: its times and noises
+come from a key of the evaluation, whatever the recipe's objective, its seed or its schedule of times say. Runs that
+differ in any of these are measured alike and compare.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from training import noise
 from training.conditioning import Conditioning
+from training.data.dataset import Split
+from training.evaluate.pictures import read_pictures
 from training.objectives import Draws, Network, ObjectiveConfig
+
+_KEY = 0
+"""Keys the draws; no recipe changes it."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out pictures that are measured.
+
+    Attributes:
+        split: where they are read from.
+        sample_ids: which, by their index in the split.
+        states: their captions' states, a row each.
+    """
+
+    split: Split
+    sample_ids: Sequence[int]
+    states: Conditioning
+
+
+def draw(sample_ids: Sequence[int], repeat: int, repeats: int, shape: tuple[int, ...]) -> Draws:
+    """The times and noises of one repeat, each a function of ``(repeat, sample id)`` alone; captions are kept.
+
+    The times of a sample's repeats are stratified: repeat r of R lies at ``(r + u) / R`` with u even in 0..1.
+
+    Args:
+        sample_ids: the id of each row.
+        repeat: which, from 0.
+        repeats: how many there are.
+        shape: the shape of one picture, ``(C, H, W)``.
+    """
+    times, noises = [], []
+    for sample_id in sample_ids:
+        drawn = noise.generator(_KEY, "held out", repeat, sample_id)
+        times.append((repeat + drawn.random()) / repeats)
+        noises.append(torch.from_numpy(drawn.standard_normal(shape, dtype="float32")))
+    everyone = torch.ones(len(noises), dtype=torch.bool)
+    return Draws(torch.tensor(times, dtype=torch.float32), torch.stack(noises), everyone)
 
 
 @torch.no_grad()
@@ -18,30 +65,65 @@ def row_losses(
     conditioning: Conditioning,
     sample_ids: Sequence[int],
     *,
-    seed: int,
     repeats: int,
 ) -> torch.Tensor:
-    """The mean loss of each row over ``repeats`` times and noises, captions always kept.
-
-    A row's draws depend on ``(seed, repeat, sample id)`` alone, so every step, trial and worker count is measured
-    alike. Epochs below 0 keep them apart from training's draws.
+    """The mean loss of each row over ``repeats`` times and noises.
 
     Args:
         network: the raw network.
-        objective: its loss and its draws.
+        objective: tells what the network predicts; its own draws are not used.
         clean: ``[B,C,H,W]`` pictures in -1..1.
         conditioning: their captions' states.
         sample_ids: their ids in the held-out split.
-        seed: the run's seed.
         repeats: draws per row.
 
     Returns:
         ``[B]`` losses.
     """
     total = torch.zeros(len(clean), device=clean.device)
-    everyone = torch.ones(len(clean), dtype=torch.bool)
     for repeat in range(repeats):
-        drawn = objective.draw(seed, [-1 - repeat] * len(clean), list(sample_ids), tuple(clean.shape[1:]))
-        draws = Draws(drawn.t.to(clean.device), drawn.noise.to(clean.device), everyone)
+        drawn = draw(sample_ids, repeat, repeats, tuple(clean.shape[1:]))
+        draws = Draws(drawn.t.to(clean.device), drawn.noise.to(clean.device), drawn.keep_caption)
         total += objective.loss(network, clean, conditioning, draws)
     return total / repeats
+
+
+def measure(
+    network: Network,
+    objective: ObjectiveConfig,
+    held_out: HeldOut,
+    rows: Sequence[int],
+    *,
+    resolution: int,
+    repeats: int,
+    batch: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """Losses of some of the held-out pictures, read and computed ``batch`` at a time: memory does not grow with them.
+
+    Args:
+        network: the raw network.
+        objective: tells what the network predicts.
+        held_out: the pictures.
+        rows: which of them.
+        resolution: side in pixels.
+        repeats: draws per row.
+        batch: rows of one forward pass.
+        device: where the network runs.
+
+    Returns:
+        ``[rows, 2]``: the loss and 1; 0 and 0 where the picture cannot be read.
+    """
+    result = torch.zeros(len(rows), 2, device=device)
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        pixels, places = read_pictures(held_out.split, [held_out.sample_ids[row] for row in part], resolution)
+        if not places:
+            continue
+        found = [part[place] for place in places]
+        clean = pixels.to(device).float().div_(127.5).sub_(1.0)
+        told = held_out.states.rows(torch.tensor(found)).to(device)
+        ids = [held_out.sample_ids[row] for row in found]
+        losses = row_losses(network, objective, clean, told, ids, repeats=repeats)
+        result[torch.tensor(places, device=device) + start] = torch.stack([losses, torch.ones_like(losses)], dim=1)
+    return result

@@ -207,6 +207,7 @@ def test_another_source_or_config_needs_force(pictures: Path, tmp_path: Path) ->
 def test_a_damaged_result_is_named_and_can_be_replaced(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = build(pictures, out, BuildConfig())
+    check_files(out, first, checksums=True)
     os.truncate(out / "train-000000.tar", 1000)
     with pytest.raises(DataError, match=r"train-000000\.tar has 1000 bytes, not"):
         build(pictures, out, BuildConfig())
@@ -240,6 +241,9 @@ def test_missing_empty_and_foreign_sources(tmp_path: Path) -> None:
     (tmp_path / "pictures.zip").write_bytes(b"PK\x03\x04 and so on")
     with pytest.raises(DataError, match="not a readable tar"):
         build(tmp_path / "pictures.zip", tmp_path / "out", BuildConfig())
+    with pytest.raises(DataError, match="cannot be read") as refused:
+        build(tmp_path / ("x" * 300), tmp_path / "out", BuildConfig())
+    assert "File name too long" in str(refused.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -285,19 +289,27 @@ def test_an_interrupted_build_leaves_nothing_and_a_killed_one_is_swept(pictures:
     assert killed.returncode == -9
     assert len(_names(tmp_path)) == 1
     assert not (tmp_path / "out[1]").exists()
-    with replace_with(tmp_path / "out[1]") as living:  # sweeps the dead one's folder
-        assert len(_names(tmp_path)) == 1
-        build(pictures, tmp_path / "out[1]", BuildConfig())
+    with replace_with(tmp_path / "out[1]", {}) as living:
+        assert len(_names(tmp_path)) == 2
+        build(pictures, tmp_path / "out[1]", BuildConfig())  # sweeps the dead one's folder and not the living one's
         assert living.is_dir()
-        shutil.copytree(tmp_path / "out[1]", living, dirs_exist_ok=True)
+        assert _names(tmp_path) == {"out[1]", living.parent.name}
+        shutil.rmtree(tmp_path / "out[1]")
+        (living / "mine").touch()
     assert _names(tmp_path) == {"out[1]"}
-    assert read_manifest(tmp_path / "out[1]").kept == 40
+    assert _names(tmp_path / "out[1]") == {"mine"}
 
 
 def test_progress_counts_every_input(pictures: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    build(pictures, tmp_path / "out", BuildConfig(), lambda done, total: seen.append((done, total)))
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(pictures, source)
+    build(source, out, BuildConfig(), lambda done, total: seen.append((done, total)))
     assert seen == [(done, 40) for done in range(41)]
+    seen.clear()
+    os.utime(source / "p00.png", (1, 1))  # all pictures are read again, to compare them
+    build(source, out, BuildConfig(), lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 40) for done in range(1, 41)]
 
 
 def test_a_full_disk_is_a_clear_error(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,8 +328,9 @@ def test_an_edited_manifest_or_index_is_refused(built: Path, tmp_path: Path) -> 
     shutil.copytree(built, copy)
     text = (copy / "manifest.json").read_text()
     (copy / "manifest.json").write_text(text.replace('"background": "#ffffff"', '"background": "#000000"'))
-    with pytest.raises(DataError, match="manifest was changed"):
+    with pytest.raises(DataError, match="manifest was changed") as refused:
         Dataset.open(copy)
+    assert f"darkroom data build SOURCE {copy} --force" in str(refused.value)
     (copy / "manifest.json").write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
     with pytest.raises(DataError, match="schema version 1"):
         Dataset.open(copy)

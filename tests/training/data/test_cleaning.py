@@ -19,8 +19,10 @@ from training.data.build import build
 from training.data.captions import canonical, parse_object, rows, with_caption
 from training.data.clean import CleanConfig, judge, too_many_bytes, too_many_pixels, too_small
 from training.data.config import BuildConfig
-from training.data.decode import decode, square
+from training.data.decode import decode
 from training.data.ledger import LedgerRow, read_ledger
+from training.data.licences import SHOWN, Licences
+from training.errors import DataError
 
 Encode = Callable[..., bytes]
 WriteTar = Callable[..., Path]
@@ -127,6 +129,76 @@ def test_links_pipes_and_strange_names_in_a_folder(encode: Encode, tmp_path: Pat
         "bytes-?.png": None,
         "bell\N{REPLACEMENT CHARACTER}.png": None,
     }
+
+
+def test_a_loop_of_links_gives_equal_ledgers_wherever_the_source_lies(encode: Encode, tmp_path: Path) -> None:
+    ledgers = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "good.png").write_bytes(encode(1))
+        (tmp_path / name / "loop.png").symlink_to("loop.png")
+        (tmp_path / name / "in a file").symlink_to("good.png/nothing")
+        build(tmp_path / name, tmp_path / f"{name}.out", BuildConfig(held_out=0))
+        ledgers.append((tmp_path / f"{name}.out" / "ledger.jsonl").read_bytes())
+    assert ledgers[0] == ledgers[1]
+    assert b"loop of links" in ledgers[0]
+
+
+def test_a_folder_that_cannot_be_read_is_one_refusal(
+    encode: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    (source / "lost+found").mkdir(parents=True)
+    (source / "good.png").write_bytes(encode(1))
+    real = os.scandir
+
+    def forbidden(path: str | int) -> object:  # tests may run as root, whom no mode keeps out
+        if isinstance(path, str) and Path(path).name == closed:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    closed = "lost+found"
+    assert {name: row.rule for name, row in _build(source).items()} == {"good.png": None, "lost+found": "unreadable"}
+    closed = "source"
+    with pytest.raises(DataError, match="folder cannot be read"):
+        _build(source)
+
+
+def test_what_was_dropped_does_not_change_the_data_sets_name(encode: Encode, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(9):
+        (source / f"b{number}.png").write_bytes(encode(number))
+    first = build(source, tmp_path / "first", BuildConfig(held_out=0.3))
+    (source / "a.txt").write_text("a caption of nothing")
+    (source / "b3.x.png").write_bytes(b"no picture")
+    second = build(source, tmp_path / "second", BuildConfig(held_out=0.3))
+    assert (second.hash, second.inputs) == (first.hash, 11)
+    keys = [row.key for row in read_ledger(tmp_path / "second") if row.kept]
+    assert keys == [f"{number:08d}-b{number}" for number in range(9)]
+
+
+def test_licences_are_counted_in_bounded_memory_and_printable(encode: Encode, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.png").write_bytes(encode(1))
+    stated = [f"by author {number}" for number in range(60)] + ["MIT"] * 5 + [None] * 3
+    stated += ["\x1b[31m\ud800\x9b", "x" * 10_000]
+    lines = [{"file": "a.png", "licence": licence} for licence in stated]
+    (source / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    manifest = build(source / "list.jsonl", tmp_path / "out", BuildConfig(held_out=0))
+    assert sum(manifest.licences.values()) == manifest.kept == 70
+    assert len(manifest.licences) == SHOWN + 1
+    assert (manifest.licences["MIT"], manifest.licences["unstated"], manifest.licences["other"]) == (5, 3, 14)
+    assert all(row.licence.isprintable() and len(row.licence) <= 200 for row in read_ledger(tmp_path / "out"))
+    many = Licences()
+    for number in range(30_000):
+        many.add(f"licence {number}")
+    many.add("licence 7")
+    assert many.most()["licence 7"] == 2
+    assert sum(many.most().values()) == 30_001
+    assert len(many._counts) <= 10_001
 
 
 def test_every_member_of_a_hostile_tar_is_refused_by_name(encode: Encode, write_tar: WriteTar, tmp_path: Path) -> None:
@@ -251,11 +323,67 @@ def test_a_csv_that_breaks_half_way(encode: Encode, tmp_path: Path) -> None:
     assert [row.finding is None for row in found] == [True, False, True, False, False]
 
 
-@given(st.binary(max_size=300))
-def test_no_bytes_are_fatal_to_the_judge(data: bytes) -> None:
-    finding, _ = judge(data, CleanConfig())
-    assert finding is not None
-    assert finding.rule == "undecodable"
+def _picture_files() -> dict[str, bytes]:
+    """A small one of every format and kind that is accepted."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    files = {}
+    for name, kind, mode, options in (
+        ("png", "PNG", "RGB", {}),
+        ("palette png", "PNG", "P", {}),
+        ("jpeg", "JPEG", "RGB", {}),
+        ("progressive jpeg", "JPEG", "RGB", {"progressive": True}),
+        ("restarting jpeg", "JPEG", "RGB", {"restart_marker_rows": 1, "subsampling": 0}),
+        ("rgb jpeg", "JPEG", "RGB", {"keep_rgb": True}),
+        ("grey jpeg", "JPEG", "L", {}),
+        ("cmyk jpeg", "JPEG", "CMYK", {}),
+        ("webp", "WEBP", "RGB", {}),
+        ("lossless webp", "WEBP", "RGBA", {"lossless": True}),
+        ("gif", "GIF", "P", {}),
+        ("bmp", "BMP", "RGB", {}),
+        ("mpo", "MPO", "RGB", {"save_all": True, "append_images": [picture]}),
+    ):
+        buffer = io.BytesIO()
+        picture.convert(mode).save(buffer, kind, **options)
+        files[name] = buffer.getvalue()
+    at = files["cmyk jpeg"].index(b"Adobe") + 11  # the same coefficients, said to be YCCK
+    files["ycck jpeg"] = files["cmyk jpeg"][:at] + b"\2" + files["cmyk jpeg"][at + 1 :]
+    return files
+
+
+FILES = _picture_files()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_picture_is_kept(name: str) -> None:
+    ending = name.rpartition(" ")[2].replace("jpeg", "jpg").replace("mpo", "jpg")
+    assert judge(FILES[name], CleanConfig()) == (None, ending)
+
+
+@given(st.sampled_from(sorted(FILES)), st.data())
+def test_no_damage_to_a_picture_is_fatal_to_the_judge(name: str, data: st.DataObject) -> None:
+    damaged = bytearray(FILES[name])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(damaged) - 1))
+        length = data.draw(st.integers(0, 8))
+        damaged[at : at + length] = data.draw(st.binary(max_size=8))
+    finding, ending = judge(bytes(damaged), CleanConfig())
+    if finding is None:
+        assert ending in {"png", "jpg", "webp", "gif", "bmp"}
+        assert decode(bytes(damaged), (0, 0, 0)).mode == "RGB"
+    else:
+        assert finding.rule in {"undecodable", "truncated", "corrupt", "too_small", "too_many_pixels"}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith("jpeg")])
+def test_a_jpeg_that_pillow_would_fill_with_grey_is_dropped(name: str) -> None:
+    whole = FILES[name]
+    half = len(whole) // 2
+    cut, _ = judge(whole[:half] + b"\xff\xd9", CleanConfig())
+    assert cut is not None
+    assert cut.rule in {"truncated", "corrupt"}
+    zeroed, _ = judge(whole[:half] + bytes(200) + whole[half + 200 :], CleanConfig())
+    assert zeroed is not None
 
 
 values = st.none() | st.booleans() | st.integers() | st.text()
@@ -287,37 +415,3 @@ def test_limits_are_inclusive() -> None:
     assert too_small(15, 90, config) is not None
     assert too_many_pixels(257, 1, config) is not None
     assert too_many_bytes(101, config) is not None
-
-
-def test_transparency_is_composited_before_resizing() -> None:
-    pixels = np.zeros((32, 32, 4), np.uint8)
-    pixels[:, 16:] = (0, 0, 255, 255)
-    pixels[:, :16, 0] = 255  # red, but invisible
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    small = square(decode(buffer.getvalue(), (0, 255, 0)), 8)
-    assert small.shape == (8, 8, 3)
-    assert small[..., 0].max() == 0  # no red bleeds in
-    assert small[4, 0].tolist() == [0, 255, 0]
-    assert small[4, 7].tolist() == [0, 0, 255]
-
-
-def test_pictures_of_any_mode_become_upright_rgb(encode: Encode) -> None:
-    deep = io.BytesIO()
-    Image.fromarray(np.full((20, 20), 0x8000, np.uint16)).save(deep, "PNG")
-    assert np.unique(decode(deep.getvalue(), (255, 255, 255))).tolist() == [0x80]
-    turned = io.BytesIO()
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (30, 20)).save(turned, "JPEG", exif=exif)
-    assert decode(turned.getvalue(), (255, 255, 255)).size == (20, 30)
-    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK"):
-        buffer = io.BytesIO()
-        Image.new("RGBA", (20, 20), (9, 9, 9, 128)).convert(mode).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
-        assert decode(buffer.getvalue(), (255, 255, 255)).mode == "RGB"
-
-
-def test_the_centre_of_a_picture_that_is_not_square_is_kept() -> None:
-    pixels = np.zeros((10, 30, 3), np.uint8)
-    pixels[:, 10:20] = 200
-    assert np.unique(square(Image.fromarray(pixels), 10)).tolist() == [200]

@@ -1,6 +1,9 @@
 """``darkroom data`` as a user types it."""
 
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cluster.commands.data import app
+from training.data.build import build
+from training.data.config import BuildConfig
+from training.data.dataset import Split
+from training.data.ledger import read_ledger
 from training.errors import ConfigError, DataError
 
 runner = CliRunner()
@@ -74,3 +81,107 @@ def test_a_damaged_file_is_found_by_verify(pictures: Path, tmp_path: Path) -> No
     shard.write_bytes(data)
     result = runner.invoke(app, ["show", str(out), "--verify"])
     assert "train-000000.tar has another sha256" in str(result.exception)
+
+
+@pytest.fixture
+def damaged(pictures: Path, tmp_path: Path) -> Path:
+    """A data set of which one picture cannot be read, though the files have their sizes."""
+    out = tmp_path / "damaged"
+    build(pictures, out, BuildConfig(held_out=0))
+    row = next(row for row in read_ledger(out) if row.source == "p03.png")
+    assert row.shard is not None
+    assert row.offset is not None
+    with (out / row.shard).open("r+b") as file:
+        file.seek(row.offset)
+        file.write(bytes(40))
+    return out
+
+
+def test_one_damaged_picture_hides_nothing_else(damaged: Path) -> None:
+    result = runner.invoke(app, ["show", str(damaged)])
+    assert "40 (40 kept, 0 dropped)" in result.output
+    assert f"Contact sheet: {damaged / 'contact_sheet.png'}" in result.output
+    assert isinstance(result.exception, DataError)
+    assert "1 pictures of the data set cannot be read" in str(result.exception)
+    assert "train[3]" in str(result.exception)
+    assert (damaged / "contact_sheet.png").is_file()
+    found = json.loads(runner.invoke(app, ["show", str(damaged), "--json"]).stdout)
+    assert found["manifest"]["kept"] == 40
+    assert found["contact_sheet"] == str(damaged / "contact_sheet.png")
+    assert [text.split(":")[0] for text in found["unreadable"]] == ["train[3]"]
+
+
+def test_a_data_set_that_cannot_be_written_is_shown(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Image.Image.save
+
+    def save(self: Image.Image, path: Path, *words: str) -> None:  # tests may run as root, whom no mode keeps out
+        if Path(path).parent == built:
+            raise OSError(30, "Read-only file system")
+        real(self, path, *words)
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
+    result = runner.invoke(app, ["show", str(built)])
+    assert result.exit_code == 0, result.output
+    assert "40 (40 kept, 0 dropped)" in result.stdout
+    assert "--sheet PATH" in result.stderr
+    found = json.loads(runner.invoke(app, ["show", str(built), "--json"]).stdout)
+    assert found["contact_sheet"] is None
+    sheet = tmp_path / "no ending"
+    assert runner.invoke(app, ["show", str(built), "--sheet", str(sheet)]).exit_code == 0
+    with Image.open(sheet) as picture:
+        assert picture.width > 700
+    refused = runner.invoke(app, ["show", str(built), "--sheet", str(tmp_path / "no" / "where.png")])
+    assert "40 (40 kept, 0 dropped)" in refused.stdout
+    assert "No such file or directory" in str(refused.exception)
+
+
+def test_full_size_pictures_are_not_collected_for_the_sheet(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def noted(images: list[Image.Image], captions: list[str], **_: int) -> Image.Image:
+        seen.extend(image.size for image in images)
+        return images[0]
+
+    monkeypatch.setattr("training.evaluate.contact_sheet.contact_sheet", noted)
+    monkeypatch.setattr(Split, "picture", lambda *_: (Image.new("RGB", (500, 300)), {"caption": ""}))
+    assert runner.invoke(app, ["show", str(built), "--sheet", str(tmp_path / "sheet.png")]).exit_code == 0
+    assert set(seen) == {(96, 58)}
+
+
+def test_a_strangers_licence_is_neither_markup_nor_a_terminals_command(
+    encode: Callable[..., bytes], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.png").write_bytes(encode(1))
+    (source / "a.json").write_text(json.dumps({"licence": "see [/x] [red]MIT\x1b[31m\x9b"}))
+    out = tmp_path / "out"
+    for words in (["build", str(source), str(out), "--held-out", "0"], ["show", str(out)]):
+        result = runner.invoke(app, words)
+        assert result.exit_code == 0, result.output
+        assert "see [/x] [red]MIT" in result.output
+        assert "\x1b" not in result.output
+        assert "\x9b" not in result.output
+
+
+def test_a_build_says_how_many_have_no_caption(pictures: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(pictures, source)
+    (source / "p01.txt").unlink()
+    (source / "p03.txt").write_text(" ")
+    result = runner.invoke(app, ["build", str(source), str(tmp_path / "out")])
+    assert "without a caption" in result.output
+    assert "2 of 40" in result.output
+
+
+def test_names_that_the_system_refuses_are_errors_of_ours(pictures: Path, tmp_path: Path) -> None:
+    long = str(tmp_path / ("x" * 300))
+    for source, out in ((long, str(tmp_path / "out")), (str(pictures), long)):
+        result = runner.invoke(app, ["build", source, out])
+        assert isinstance(result.exception, DataError)
+        assert "File name too long" in str(result.exception)

@@ -1,12 +1,15 @@
 """The stream: one for any number of workers, entered anywhere, and unmoved by unreadable samples."""
 
+import errno
 import itertools
 import logging
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from training.data.batch import Batch
 from training.data.dataset import Dataset, Split
 from training.data.loader import Loader, LoaderConfig
 from training.data.order import order
-from training.errors import ConfigError, DataError, UsageError
+from training.errors import ConfigError, DataError, StorageError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +152,86 @@ def test_a_shard_that_shrinks_under_a_running_job_is_an_error_with_a_name(built:
         file.truncate(4096)
     with pytest.raises(DataError, match=r"of \d+ bytes at \d+ of train-000000.tar"):
         split[len(split) - 1]
+
+
+def flaky(monkeypatch: pytest.MonkeyPatch, function: str, number: int, failures: int) -> list[float]:
+    """The first calls of an ``os`` function fail; returns the pauses that were made, which take no time."""
+    original, left = getattr(os, function), [failures]
+    pauses: list[float] = []
+
+    def stumble(*arguments: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number))
+        return original(*arguments)
+
+    monkeypatch.setattr(os, function, stumble)
+    monkeypatch.setattr("training.data.dataset.time.sleep", pauses.append)
+    return pauses
+
+
+@pytest.mark.parametrize(
+    ("function", "number"), [("pread", errno.EIO), ("pread", errno.ESTALE), ("open", errno.EMFILE)]
+)
+def test_a_read_that_storage_refuses_for_a_moment_is_tried_again(
+    built: Path, monkeypatch: pytest.MonkeyPatch, function: str, number: int
+) -> None:
+    whole = _take(Loader(Dataset.open(built).split("train"), resolution=8, global_batch=4, seed=5), 2)
+    split = Dataset.open(built).split("train")
+    pauses = flaky(monkeypatch, function, number, 3)
+    loader = Loader(split, resolution=8, global_batch=4, seed=5)
+    assert all(_same(one, other) for one, other in zip(_take(loader, 2), whole, strict=True))
+    assert loader.skipped == {}
+    assert len(pauses) == 3
+
+
+def test_a_shard_whose_handle_went_stale_is_opened_anew(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = Dataset.open(built).split("train")
+    before = split.encoded(0)
+    (stale,) = split._files.values()
+    original = os.pread
+
+    def pread(handle: int, size: int, offset: int) -> bytes:
+        if handle == stale:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return original(handle, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr("training.data.dataset.time.sleep", lambda _: None)
+    assert split.encoded(0) == before
+    assert split._stale == [stale]
+    del split
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(stale)
+
+
+def test_storage_that_keeps_refusing_ends_the_run_and_skips_nothing(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = Dataset.open(built).split("train")
+    flaky(monkeypatch, "pread", errno.EIO, 10**6)
+    with Loader(split, resolution=8, global_batch=4, seed=5) as loader:
+        with pytest.raises(StorageError) as caught:
+            next(loader.batches())
+        assert loader.skipped == {}
+    text = str(caught.value)
+    assert str(built / "train-000000.tar") in text
+    assert "Input/output error, 4 times" in text
+    assert "goes on from the newest checkpoint" in text
+
+
+def test_a_sample_with_damaged_fields_is_skipped_like_one_with_a_damaged_picture(built: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "fields"
+    shutil.copytree(built, copy)
+    record = np.load(copy / "train.index.npy", allow_pickle=False)[3]
+    with (copy / "train-000000.tar").open("r+b") as file:
+        file.seek(int(record["json_offset"]))
+        file.write(b"?" * int(record["json_size"]))
+    split = Dataset.open(copy).split("train")
+    loader = Loader(split, resolution=8, global_batch=4, seed=5)
+    seen = {index for batch in _take(loader, 2 * len(split) // 4) for index in batch.sample_ids}
+    assert seen == set(range(len(split))) - {3}
+    assert set(loader.skipped) == {3}
 
 
 def test_the_whole_split_once_in_index_order(split: Split, damaged: Callable[..., Split]) -> None:
