@@ -54,8 +54,8 @@ def shared(stack: Stack) -> Iterator[dict[str, str]]:
 
 @pytest.mark.timeout(280)
 def test_killed_in_a_training_and_a_publication(shared: dict[str, str]) -> None:
-    shorter = ("--set", "name=killed", "--set", "steps=24", "--trials", "1", "--sweep-steps", "2", "--images", "8")
-    assert killed_and_gone_on(FEW, [*COMMAND, *shorter], shared)["model"] == "killed/1"
+    shorter = ("--set", "name=demo-killed", "--set", "steps=24", "--trials", "1", "--sweep-steps", "2", "--images", "8")
+    assert killed_and_gone_on(FEW, [*COMMAND, *shorter], shared)["model"] == "demo-killed/1"
 
 
 @pytest.mark.slow
