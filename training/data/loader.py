@@ -184,32 +184,6 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @staticmethod
-    def fixed(split: Split, indices: Sequence[int], resolution: int) -> Batch:
-        """Named samples as one batch, e.g. for the pictures that an evaluation always shows.
-
-        Raises:
-            DataError: one of them cannot be read.
-        """
-        decoded = [read(split, index, resolution) for index in indices]
-        return _batch(decoded, list(indices), [0] * len(decoded), 0)
-
-    @staticmethod
-    def sequential(split: Split, resolution: int, batch: int) -> Iterator[Batch]:
-        """The whole split once, in the order of its index; the last batch may be smaller.
-
-        Unreadable samples are left out, with a warning: an average over the others must not count one twice.
-        """
-        for start in range(0, len(split), batch):
-            readable: list[tuple[int, Decoded]] = []
-            for index in range(start, min(start + batch, len(split))):
-                try:
-                    readable.append((index, read(split, index, resolution)))
-                except DataError as error:
-                    _log.warning("Left out %s[%d], for it cannot be read: %s", split.name, index, error.rule)
-            if readable:
-                yield _batch([row for _, row in readable], [index for index, _ in readable], [0] * len(readable), start)
-
 
 def read(split: Split, index: int, resolution: int) -> Decoded:
     """One sample as the network sees it.

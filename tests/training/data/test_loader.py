@@ -66,7 +66,7 @@ def test_a_batch_is_what_it_says(split: Split) -> None:
     assert batch.images.max() <= 1
     assert batch.captions == tuple(split.caption(index) for index in batch.sample_ids)
     assert (batch.epochs, batch.position) == ((0,) * 5, 0)
-    full = Loader.fixed(split, batch.sample_ids, 24)
+    full = _take(Loader(split, resolution=24, global_batch=5, seed=3), 1)[0]
     for row, index in enumerate(batch.sample_ids):
         pixels = (full.images[row].permute(1, 2, 0) + 1) * 127.5
         assert np.array_equal(pixels.round().numpy().astype(np.uint8), split[index].image)
@@ -232,19 +232,6 @@ def test_a_sample_with_damaged_fields_is_skipped_like_one_with_a_damaged_picture
     seen = {index for batch in _take(loader, 2 * len(split) // 4) for index in batch.sample_ids}
     assert seen == set(range(len(split))) - {3}
     assert set(loader.skipped) == {3}
-
-
-def test_the_whole_split_once_in_index_order(split: Split, damaged: Callable[..., Split]) -> None:
-    batches = list(Loader.sequential(split, 8, 7))
-    ids = [index for batch in batches for index in batch.sample_ids]
-    assert ids == list(range(len(split)))
-    assert {len(batch) for batch in batches[:-1]} == {7}
-    assert len(batches[-1]) == (len(split) % 7 or 7)
-    broken = damaged(3)
-    left = [index for batch in Loader.sequential(broken, 8, 7) for index in batch.sample_ids]
-    assert left == [index for index in ids if index != 3]
-    with pytest.raises(DataError, match="A sample cannot be read"):
-        Loader.fixed(broken, [2, 3], 8)
 
 
 def test_no_more_than_the_prefetch_is_decoded_ahead(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
