@@ -58,6 +58,10 @@ class Draws:
     noise: torch.Tensor
     keep_caption: torch.Tensor
 
+    def to(self, device: torch.device | str) -> Draws:
+        """The same draws for a network on another device; captions are chosen where they were kept."""
+        return Draws(self.t.to(device), self.noise.to(device), self.keep_caption)
+
 
 def per_row(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """``[B]`` values shaped to broadcast over ``like`` ``[B,...]``."""

@@ -92,8 +92,7 @@ class DiffusionStep:
             images = batch.images[part].to(device)
             draws = self.objective.draw(self.seed, list(batch.epochs[part]), ids, tuple(images.shape[1:]))
             captions = self.captions.rows(torch.tensor(ids)).where(draws.keep_caption, self.unconditional)
-            on_device = Draws(draws.t.to(device), draws.noise.to(device), draws.keep_caption)
-            yield images, captions.to(device), on_device
+            yield images, captions.to(device), draws.to(device)
 
 
 def _check_finite(step: int, metrics: Mapping[str, float]) -> None:

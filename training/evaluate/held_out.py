@@ -82,8 +82,7 @@ def row_losses(
     """
     total = torch.zeros(len(clean), device=clean.device)
     for repeat in range(repeats):
-        drawn = draw(sample_ids, repeat, repeats, tuple(clean.shape[1:]))
-        draws = Draws(drawn.t.to(clean.device), drawn.noise.to(clean.device), drawn.keep_caption)
+        draws = draw(sample_ids, repeat, repeats, tuple(clean.shape[1:])).to(clean.device)
         total += objective.loss(network, clean, conditioning, draws)
     return total / repeats
 
