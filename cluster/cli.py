@@ -50,7 +50,7 @@ COMMANDS = {
     "sweep": Entry("cluster.commands.sweep", "sweep", "Search over the recipe's fields.", MAKE),
     "models": Entry("cluster.commands.models", "app", "List, promote and roll back models.", SERVE),
     "serve": Entry("cluster.commands.serve", "serve", "Put a model behind an HTTP endpoint.", SERVE),
-    "generate": Entry("cluster.commands.serve", "generate", "Ask the endpoint for a picture.", SERVE),
+    "generate": Entry("cluster.commands.generate", "generate", "Ask the endpoint for a picture.", SERVE),
     "up": Entry("cluster.commands.stack", "up", "Start Ray and MLflow on this machine, or find them again.", STACK),
     "down": Entry("cluster.commands.stack", "down", "Stop them; data and models stay.", STACK),
     "status": Entry("cluster.commands.stack", "status", "What runs, and where.", STACK),

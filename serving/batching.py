@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from serving.start import Kept
 from training.conditioning import Conditioning
 from training.objectives import Denoiser, per_row
-from training.samplers import euler_step
+from training.samplers import Trajectory, advance
 
 
 @dataclass(eq=False)
@@ -17,46 +18,35 @@ class Row:
     """One image on its way from noise to picture.
 
     Attributes:
-        x: ``[C,H,W]`` the image at ``times[step]``.
-        times: ``[steps + 1]`` from 1 to 0.
+        trajectory: where it is and how it moves.
         conditioning: one row, the prompt.
         negative: one row, what guidance leads away from; None is unguided.
         scale: guidance scale.
-        step: steps taken.
+        kept: the part of a given picture that is left alone; None lets all of it change.
+        clean: ``[C,H,W]`` the clean image that was predicted last, for previews; None before the first.
     """
 
-    x: torch.Tensor
-    times: torch.Tensor
+    trajectory: Trajectory
     conditioning: Conditioning
     negative: Conditioning | None
     scale: float
-    step: int = 0
+    kept: Kept | None = None
+    clean: torch.Tensor | None = None
 
     @property
     def width(self) -> int:
         """Rows of the network's batch that this image takes: itself and, where guided, its twin."""
         return 1 if self.negative is None else 2
 
-    @property
-    def steps(self) -> int:
-        """Denoising steps in all."""
-        return len(self.times) - 1
-
-    @property
-    def finished(self) -> bool:
-        """Whether no step is left."""
-        return self.step >= self.steps
-
 
 @torch.inference_mode()
 def denoise(denoiser: Denoiser, rows: Sequence[Row], padded_rows: int) -> None:
-    """Take one step of every row, each at its own time, with its own guidance.
+    """One evaluation for every row, each at its own time, with its own sampler and guidance.
 
     Guided rows bring their unconditional twin into the same call (Ho and Salimans 2022, eq. 6).
     """
-    x = torch.stack([row.x for row in rows])
-    t = torch.stack([row.times[row.step] for row in rows])
-    t_next = torch.stack([row.times[row.step + 1] for row in rows])
+    x = torch.stack([row.trajectory.x for row in rows])
+    t = torch.stack([row.trajectory.t for row in rows])
     guided = [place for place, row in enumerate(rows) if row.negative is not None]
     conditioning = Conditioning.cat(
         [row.conditioning for row in rows] + [row.negative for row in rows if row.negative is not None]
@@ -65,9 +55,12 @@ def denoise(denoiser: Denoiser, rows: Sequence[Row], padded_rows: int) -> None:
     clean, negative = clean[: len(rows)], clean[len(rows) :]
     scale = torch.tensor([rows[place].scale for place in guided], device=x.device)
     clean[guided] = negative + per_row(scale, x) * (clean[guided] - negative)
-    for row, moved in zip(rows, euler_step(denoiser, x, clean, t, t_next), strict=True):
-        row.x = moved
-        row.step += 1
+    for row, predicted in zip(rows, clean, strict=True):
+        row.clean = predicted if row.kept is None else row.kept.over(predicted)
+    advance(denoiser, [row.trajectory for row in rows], clean)
+    for row in rows:
+        if row.kept is not None:
+            row.kept.apply(denoiser, row.trajectory)
 
 
 def _predict(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 from pydantic import Base64Bytes, BaseModel, ValidationError
@@ -39,12 +41,15 @@ class _Answer(BaseModel):
     data: list[_Item]
 
 
-def request_images(url: str, body: dict[str, object], *, timeout_s: float = 300) -> list[Picture]:
+def request_images(
+    url: str, body: dict[str, object], *, files: Mapping[str, bytes] | None = None, timeout_s: float = 300
+) -> list[Picture]:
     """Ask for images.
 
     Args:
         url: the API's base, e.g. ``http://127.0.0.1:8000``.
         body: as ``POST /v1/images/generations`` takes it; None values are left out.
+        files: encoded pictures, ``image`` and maybe ``mask``: with any, ``POST /v1/images/edits`` is asked.
         timeout_s: how long to wait for the whole answer.
 
     Raises:
@@ -52,13 +57,13 @@ def request_images(url: str, body: dict[str, object], *, timeout_s: float = 300)
         ServeError: nobody answers there, it is no such endpoint, or it failed.
     """
     sent = {key: value for key, value in body.items() if value is not None}
-    place = f"{url.rstrip('/')}/v1/images/generations"
+    place = f"{url.rstrip('/')}/v1/images/{'edits' if files else 'generations'}"
+    content = _form(sent, files) if files else _json(sent)
     try:
         timeout = httpx.Timeout(timeout_s, connect=5)
         answer = httpx.post(
             place,
-            content=json.dumps(sent),  # in ASCII: whether a text is fit for a prompt is for the endpoint to say
-            headers={"content-type": "application/json"},
+            **content,
             timeout=timeout,
             trust_env=httpx.URL(place).host not in LOOPBACK,
         )
@@ -79,6 +84,25 @@ def request_images(url: str, body: dict[str, object], *, timeout_s: float = 300)
     except ValidationError as error:
         raise _stranger(url, answer, "images with their seeds, as Darkroom sends them") from error
     return [Picture(item.seed, item.b64_json) for item in items]
+
+
+def _json(body: dict[str, object]) -> dict[str, Any]:
+    """In ASCII: whether a text is fit for a prompt is for the endpoint to say."""
+    return {"content": json.dumps(body), "headers": {"content-type": "application/json"}}
+
+
+def _form(body: dict[str, object], files: Mapping[str, bytes]) -> dict[str, Any]:
+    """A form's text is UTF-8, which holds no half of a character.
+
+    Raises:
+        UsageError: a text that has one.
+    """
+    try:
+        fields = {name: str(value).encode() for name, value in body.items()}
+    except UnicodeEncodeError as error:
+        rule = "whole Unicode characters"
+        raise UsageError("A text cannot be sent.", value=ascii(error.object)[:80], rule=rule) from error
+    return {"data": fields, "files": dict(files)}
 
 
 def _refusal(url: str, answer: httpx.Response) -> DarkroomError:

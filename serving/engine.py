@@ -13,21 +13,17 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Protocol, Self
-
-import torch
-from PIL import Image
 
 from serving.batching import Row, denoise
 from serving.config import BatchConfig
 from serving.errors import EngineError, QueueFullError, RequestError
-from serving.schemas import Event, GenerationRequest, ImageReady, Progress, Queued
-from training import noise
+from serving.job import Job, preview_steps
+from serving.schemas import Event, GenerationRequest, ImageReady, Queued
+from serving.start import begin
 from training.conditioning import Conditioning
 from training.errors import UsageError
 from training.objectives import Denoiser
-from training.samplers import times
 
 MAX_RETRY_AFTER_S = 120
 """Clients give up above this."""
@@ -46,18 +42,6 @@ class Encoder(Protocol):
     def encode(self, captions: Sequence[str]) -> Conditioning:
         """One row per caption; ``""`` is the unconditional caption."""
         ...
-
-
-@dataclass(eq=False)
-class _Job:
-    """One image in the engine."""
-
-    index: int
-    seed: int
-    row: Row
-    outbox: asyncio.Queue[Event | EngineError]
-    cancelled: bool = False
-    image: Image.Image | None = field(default=None, repr=False)
 
 
 class Engine:
@@ -93,8 +77,8 @@ class Engine:
         self.steps_taken = 0
         self._failures = 0
         self._encoding = 0
-        self._waiting: deque[_Job] = deque()
-        self._running: list[_Job] = []
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
         self._work = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         self._row_step_s = 0.0
@@ -208,22 +192,20 @@ class Engine:
             self._running.append(job)
             free -= job.row.width
 
-    def _denoise(self, jobs: list[_Job]) -> None:
+    def _denoise(self, jobs: list[Job]) -> None:
         """On the torch thread: one step, and the pictures of the rows that it finished."""
         denoise(self.denoiser, [job.row for job in jobs], self.config.padded_rows)
         for job in jobs:
-            if job.row.finished:
-                job.image = to_picture(job.row.x)
+            job.draw()
 
     def _retire(self) -> None:
         """Tell every row's owner how far it is; finished rows leave."""
         for job in self._running:
-            job.outbox.put_nowait(Progress(job.index, job.row.step, job.row.steps))
-            if job.image is not None:
-                job.outbox.put_nowait(ImageReady(job.index, job.seed, job.image))
+            for event in job.news():
+                job.outbox.put_nowait(event)
         self._running = [job for job in self._running if job.image is None]
 
-    def _fail(self, jobs: list[_Job], error: BaseException) -> None:
+    def _fail(self, jobs: list[Job], error: BaseException) -> None:
         """A step that failed takes its rows with it and nobody else's; its words are for the log, not for clients."""
         self._failures += 1
         log.error("denoising failed, %d times in a row, with %d rows", self._failures, len(jobs), exc_info=error)
@@ -247,7 +229,7 @@ class Engine:
         if self.waiting_images + request.images > self.config.max_waiting_images:
             raise QueueFullError(self.waiting_images, self.config.max_waiting_images, self.retry_after_s())
 
-    def _prepare(self, request: GenerationRequest) -> tuple[list[_Job], int]:
+    def _prepare(self, request: GenerationRequest) -> tuple[list[Job], int]:
         """On the text thread: conditioning and noise, both functions of the request alone."""
         for param in ("prompt", "negative_prompt"):
             try:
@@ -258,15 +240,14 @@ class Engine:
         prompt_tokens = int(both.mask[0].sum())
         both = both.to(self.device)
         guided = request.guidance_scale != 1
-        grid = times(request.steps, self.time_shift).to(self.device)
         outbox: asyncio.Queue[Event | EngineError] = asyncio.Queue()
         jobs = []
         for index in range(request.images):
             seed = request.seed + index
-            x = noise.normal(seed, "serve", shape=(3, self.resolution, self.resolution)).to(self.device)
+            trajectory, kept = begin(request, seed, self.denoiser, time_shift=self.time_shift, device=self.device)
             negative = both.rows(slice(1, 2)) if guided else None
-            row = Row(x, grid, both.rows(slice(0, 1)), negative, request.guidance_scale)
-            jobs.append(_Job(index, seed, row, outbox))
+            row = Row(trajectory, both.rows(slice(0, 1)), negative, request.guidance_scale, kept)
+            jobs.append(Job(index, seed, row, outbox, preview_steps(request.steps_left, request.previews)))
         return jobs, prompt_tokens
 
     def _measure(self, seconds: float, rows: int) -> None:
@@ -277,15 +258,9 @@ class Engine:
     def retry_after_s(self) -> int:
         """Seconds until the work that is here now is done, from the measured cost of a row's step."""
         wanted = [job for job in [*self._running, *self._waiting] if not job.cancelled]
-        work = sum((job.row.steps - job.row.step) * job.row.width for job in wanted)
+        work = sum(job.row.trajectory.evaluations_left * job.row.width for job in wanted)
         return min(MAX_RETRY_AFTER_S, max(1, math.ceil(work * self._row_step_s)))
 
 
 def _not_running() -> EngineError:
     return EngineError("The engine is not running.", mend="send the request again")
-
-
-def to_picture(x: torch.Tensor) -> Image.Image:
-    """``[3,H,W]`` in -1..1, clipped, to an RGB picture."""
-    levels = ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy(), "RGB")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,12 +18,15 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import EngineError, QueueFullError, RequestError
 from training.errors import DarkroomError
 
 log = logging.getLogger(__name__)
+CLIENT_GONE = 499
+"""Nobody reads this status: the client has closed the connection."""
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
 
@@ -69,13 +72,18 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.body = ErrorBody(message=message, type=_type_of(status), param=param, code=code)
+        self.body = ErrorBody(message=_whole(message), type=_type_of(status), param=param and _whole(param), code=code)
         self.headers = dict(headers or {})
 
     def response(self) -> JSONResponse:
         """The response to send."""
         envelope = ErrorEnvelope(error=self.body)
         return JSONResponse(envelope.model_dump(), status_code=self.status, headers=self.headers)
+
+
+def _whole(text: str) -> str:
+    """A client's words, quoted; half a character, which JSON can spell and UTF-8 cannot, as its number."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _type_of(status: int) -> str:
@@ -148,27 +156,37 @@ class RequestIds:
         await self.app(scope, receive, send_with_id)
 
 
-def install(app: FastAPI, parameters: Sequence[str]) -> None:
+def install(app: FastAPI, parameters: Sequence[str], shapes: Mapping[str, Callable[[ApiError], JSONResponse]]) -> None:
     """Make every response of ``app`` speak the envelope.
 
     Args:
         app: the application.
         parameters: what a generation's body may hold, for the message about one that it may not.
+        shapes: how errors below a path are shaped where it is not as here.
     """
 
-    async def typed(request: Request, error: Exception) -> JSONResponse:
+    def typed(request: Request, error: Exception) -> ApiError:
         if isinstance(error, ApiError):
-            return error.response()
+            return error
         if isinstance(error, DarkroomError):
-            return from_error(error).response()
+            return from_error(error)
         if isinstance(error, RequestValidationError):
-            return from_validation(error.errors(), parameters).response()
+            return from_validation(error.errors(), parameters)
         if isinstance(error, HTTPException):
             message = f"{error.detail}: {request.method} {request.url.path}"
-            code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
-            return ApiError(error.status_code, message, code=code, headers=error.headers).response()
+            code = {404: "unknown_url", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code)
+            return ApiError(error.status_code, message, code=code, headers=error.headers)
+        if isinstance(error, ClientDisconnect):
+            return ApiError(CLIENT_GONE, "The client left before all of its request was here.")
         log.error("defect in %s %s", request.method, request.url.path, exc_info=error)
-        return ApiError(500, "The server has a defect; its log names it.", code="internal_error").response()
+        return ApiError(500, "The server has a defect; its log names it.", code="internal_error")
 
-    for kind in (ApiError, DarkroomError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, typed)
+    async def shaped(request: Request, error: Exception) -> JSONResponse:
+        found = typed(request, error)
+        for path, shape in shapes.items():
+            if request.url.path.startswith(path):
+                return shape(found)
+        return found.response()
+
+    for kind in (ApiError, DarkroomError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, shaped)

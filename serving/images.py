@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from serving.infotext import KEY, to_infotext
 from serving.schemas import GenerationRequest
 
 OutputFormat = Literal["png", "webp", "jpeg"]
@@ -25,13 +27,15 @@ def encode_image(
     Args:
         image: RGB picture.
         output_format: what file to make.
-        parameters: what a PNG tells about itself.
+        parameters: what a PNG tells about itself, in our words and in the A1111 UI's; empty tells nothing.
         quality: of a lossy file, 0..100; None is lossless for WebP and 95 for JPEG. A PNG has none.
     """
     buffer = io.BytesIO()
     if output_format == "png":
         info = PngInfo()
-        info.add_itxt(PARAMETERS_KEY, json.dumps(parameters))
+        if parameters:
+            info.add_itxt(PARAMETERS_KEY, json.dumps(parameters))
+            info.add_itxt(KEY, to_infotext(parameters))
         image.save(buffer, "PNG", pnginfo=info)
     elif output_format == "webp":
         image.save(buffer, "WEBP", lossless=quality is None, quality=80 if quality is None else quality)
@@ -42,4 +46,14 @@ def encode_image(
 
 def parameters_of(request: GenerationRequest, *, seed: int, model: str) -> dict[str, object]:
     """What makes this one image again: the request, with the image's own seed, and the model."""
-    return {"model": model, **request.model_dump(exclude={"images", "seed"}), "seed": seed}
+    fields = request.model_dump(exclude={"images", "previews", "seed", "start"})
+    if request.start is not None:
+        fields |= {"start_sha256": _digest(request.start.image), "strength": request.start.strength}
+        if request.start.mask is not None:
+            fields["mask_sha256"] = _digest(request.start.mask)
+    return {"model": model, **fields, "seed": seed}
+
+
+def _digest(image: Image.Image) -> str:
+    """Names a picture by its pixels."""
+    return hashlib.sha256(image.tobytes()).hexdigest()

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from serving.images import OutputFormat
 from serving.schemas import MAX_SEED
+from training.sampling_config import SamplerName
 
 
 def _encodable(text: str) -> str:
@@ -23,10 +24,21 @@ Text = Annotated[str, AfterValidator(_encodable)]
 """Text that UTF-8 can encode."""
 
 
+StreamKind = Literal["image_generation", "image_edit"]
+"""How a stream's events are called."""
+MAX_PARTIAL_IMAGES = 3
+"""As OpenAI has it."""
+
+
+def null_is_default(body: Any) -> Any:
+    """A body without its nulls."""
+    return {key: value for key, value in body.items() if value is not None} if isinstance(body, dict) else body
+
+
 class ImagesRequest(BaseModel):
     """The body of ``POST /v1/images/generations``; null means the default, as OpenAI's clients expect.
 
-    What OpenAI defines and this server would disobey is refused: streaming, links, transparency, qualities.
+    What OpenAI defines and this server would disobey is refused: links, transparency, qualities.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,16 +59,18 @@ class ImagesRequest(BaseModel):
     """How strongly the images follow the prompt; 1 is unguided."""
     negative_prompt: Text = ""
     """What the images should not show."""
+    sampler: SamplerName = "euler"
+    """How an image is denoised."""
     response_format: Literal["b64_json"] = "b64_json"
     """How the images are sent: inside the answer, never as links."""
     output_format: OutputFormat = "png"
     """The images' file format."""
     output_compression: int | None = Field(default=None, ge=0, le=100)
     """Quality of a lossy file; without it WebP is lossless and JPEG 95. A PNG is always lossless: 100 or nothing."""
-    stream: Literal[False] = False
-    """The whole answer at once; nothing else is offered."""
-    partial_images: Literal[0] = 0
-    """None: they belong to streaming."""
+    stream: bool = False
+    """Send each image when it is ready, as server-sent events."""
+    partial_images: int = Field(default=0, ge=0, le=MAX_PARTIAL_IMAGES)
+    """Previews of each image on its way; for a stream only."""
     background: Literal["auto", "opaque"] = "auto"
     """Images have no transparency."""
     quality: Literal["auto", "standard"] = "auto"
@@ -72,8 +86,8 @@ class ImagesRequest(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_default(cls, body: Any) -> Any:
-        return {key: value for key, value in body.items() if value is not None} if isinstance(body, dict) else body
+    def _defaults(cls, body: Any) -> Any:
+        return null_is_default(body)
 
 
 class ImageData(BaseModel):
@@ -152,3 +166,42 @@ class ModelList(BaseModel):
     """Always ``list``."""
     data: list[Model]
     """The models."""
+
+
+class StreamedImage(BaseModel):
+    """What every event of a stream tells of its image."""
+
+    b64_json: str
+    """The file, base64."""
+    image_index: int
+    """Which image of the request, from 0."""
+    created_at: int
+    """Seconds since 1970."""
+    output_format: OutputFormat
+    """The file's format."""
+    size: str
+    """``WIDTHxHEIGHT`` in pixels."""
+    background: Literal["opaque"] = "opaque"
+    """Images have no transparency."""
+    quality: Literal["auto"] = "auto"
+    """The one that there is."""
+
+
+class PartialImageEvent(StreamedImage):
+    """A preview in a stream."""
+
+    type: str
+    """Also the event's name: ``image_generation.partial_image`` or ``image_edit.partial_image``."""
+    partial_image_index: int
+    """Which preview of its image, from 0."""
+
+
+class CompletedEvent(StreamedImage):
+    """A finished image in a stream."""
+
+    type: str
+    """Also the event's name: ``image_generation.completed`` or ``image_edit.completed``."""
+    seed: int
+    """The seed that makes this image alone."""
+    usage: Usage
+    """Tokens read."""

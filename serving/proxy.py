@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middlewares"}
 """The environment of Serve's controller, which its proxies inherit."""
-_OURS = "/v1/"
+_OURS = ("/v1/", "/sdapi/")
 """Below it, whatever is not JSON comes from the proxy; elsewhere it may be another application's own page."""
 
 

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from training.sampling_config import SamplerName
 
 MAX_SEED = 2**53 - 1
 """The largest seed: every JSON reader keeps it exactly."""
 
 
+@dataclass(frozen=True)
+class StartImage:
+    """A picture to start from instead of noise.
+
+    Attributes:
+        image: RGB, of the request's size.
+        strength: 0..1, how much of the way from noise is taken; 1 forgets the picture.
+        mask: mode ``L``, 255 where it may change and 0 where it is kept; None lets all of it change.
+    """
+
+    image: Image
+    strength: float
+    mask: Image | None = None
+
+
 class GenerationRequest(BaseModel):
     """Images to make from one prompt. Image ``i`` depends on these fields and on ``i`` alone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     prompt: str
     """What the images show."""
@@ -29,10 +43,21 @@ class GenerationRequest(BaseModel):
     """Denoising steps."""
     guidance_scale: float = Field(default=3.0, ge=1, allow_inf_nan=False)
     """Classifier-free guidance; 1 is unguided and costs half."""
+    sampler: SamplerName = "euler"
+    """How a picture is denoised; see ``training.samplers``."""
     size: int = Field(ge=1)
     """Side of the square images, in pixels."""
+    start: StartImage | None = None
+    """A picture to start from; None starts from noise."""
     images: int = Field(default=1, ge=1)
     """How many images."""
+    previews: int = Field(default=0, ge=0)
+    """Previews of each image on its way, evenly spread over its steps; they change nothing about it."""
+
+    @property
+    def steps_left(self) -> int:
+        """The steps that are taken: from a given picture, its strength's share of them, at least one."""
+        return self.steps if self.start is None else max(1, round(self.start.strength * self.steps))
 
 
 @dataclass(frozen=True)
@@ -58,6 +83,21 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """What image ``index`` is expected to become, as predicted at one of its steps.
+
+    Attributes:
+        index: which of the request's images, from 0.
+        number: which of its previews, from 0.
+        image: RGB picture.
+    """
+
+    index: int
+    number: int
+    image: Image
+
+
+@dataclass(frozen=True)
 class ImageReady:
     """Image ``index`` is finished.
 
@@ -72,5 +112,5 @@ class ImageReady:
     image: Image
 
 
-Event = Queued | Progress | ImageReady
+Event = Queued | Progress | Preview | ImageReady
 """What a submitted request tells its caller, in order of time."""

@@ -1,16 +1,15 @@
-"""``darkroom serve`` and ``darkroom generate``: a model behind HTTP, and a picture out of it."""
+"""``darkroom serve``: a model behind HTTP."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cluster.console import Session, print_json, say, session
-from training.errors import ConfigError, StackError, UsageError
+from training.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from serving.config import ServeConfig
@@ -22,15 +21,7 @@ EXAMPLES = {
         "darkroom serve path/to/bundle --json",
         "darkroom serve --down",
     ),
-    "generate": (
-        'darkroom generate "a robot face, 3D" -o out.png',
-        'darkroom generate "a robot face, 3D" -o robot.webp --n 4 --seed 7 --steps 30 --guidance-scale 2',
-        'darkroom generate "a cat" --url http://images.example:8000 --json',
-    ),
 }
-
-OUTPUT_FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
-"""What a file's ending asks the endpoint for."""
 
 _OPTIONS = {"deploy_timeout_s": "--timeout", "graceful_shutdown_timeout_s": "--drain-timeout"}
 """Options that are not called what their setting is."""
@@ -112,52 +103,6 @@ def serve(
     out.print(curl_line(endpoint.url), soft_wrap=True, highlight=False, markup=False)
 
 
-def generate(
-    context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The picture; .png, .webp or .jpg.")] = Path("out.png"),
-    n: Annotated[int, typer.Option("--n", help="How many; with more than one, out-0.png, out-1.png, ...")] = 1,
-    seed: Annotated[int | None, typer.Option(help="Makes the same picture again; drawn if missing.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt; 1 is free.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What it should not show.")] = None,
-    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT, or what the model was trained at.")] = "auto",
-    model: Annotated[str | None, typer.Option(help="The endpoint's own by default.")] = None,
-    url: Annotated[
-        str | None, typer.Option(envvar="DARKROOM_URL", help="The endpoint; the local stack's by default.")
-    ] = None,
-    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the answer.")] = 300.0,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
-) -> None:
-    """Ask the endpoint for a picture, and say where it is and which seed makes it again."""
-    opened = session(context)
-    output_format = OUTPUT_FORMATS.get(out.suffix.lower())
-    if output_format is None:
-        raise UsageError("No such picture format.", value=out.name, rule="a known ending", options=list(OUTPUT_FORMATS))
-    from serving.client import request_images
-
-    body: dict[str, object] = {
-        "prompt": prompt,
-        "n": n,
-        "size": size,
-        "model": model,
-        "seed": seed,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance_scale,
-        "negative_prompt": negative_prompt,
-        "output_format": output_format,
-    }
-    pictures = request_images(url or _local_url(opened.home), body, timeout_s=timeout_s)
-    paths = numbered(out, len(pictures))
-    for path, picture in zip(paths, pictures, strict=True):
-        _write(path, picture.file)
-    if json:
-        print_json([{"path": str(path), "seed": each.seed} for path, each in zip(paths, pictures, strict=True)])
-        return
-    for path, picture in zip(paths, pictures, strict=True):
-        opened.console.print(f"{path}  seed {picture.seed}", soft_wrap=True, highlight=False, markup=False)
-
-
 def checked_config(settings: dict[str, Any]) -> ServeConfig:
     """The settings as a ``ServeConfig``.
 
@@ -202,11 +147,6 @@ def curl_line(url: str) -> str:
     )
 
 
-def numbered(out: Path, count: int) -> Sequence[Path]:
-    """``out`` for one picture; ``out-0``, ``out-1``, ... for several."""
-    return [out] if count == 1 else [out.with_stem(f"{out.stem}-{index}") for index in range(count)]
-
-
 def _take_down(opened: Session, json: bool) -> None:
     from cluster.stack import current, find, use
 
@@ -221,36 +161,3 @@ def _take_down(opened: Session, json: bool) -> None:
         print_json({"removed": removed})
     else:
         say("The endpoint is down." if removed else "Nothing was deployed.")
-
-
-def _local_url(home: Path) -> str:
-    """The endpoint of the local stack.
-
-    Raises:
-        StackError: no stack runs under ``home``.
-    """
-    from cluster.stack import find
-
-    stack = find(home)
-    if stack is None:
-        raise StackError(
-            "There is no endpoint to ask: no local stack runs.",
-            value=str(home),
-            rule="a stack with a served model, or --url",
-            mend="darkroom serve NAME@champion, or give --url of an endpoint that runs",
-        )
-    return f"http://127.0.0.1:{stack.serve_port}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """The whole file or nothing."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(content)
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise UsageError(
-            "The picture cannot be written.", value=str(path), rule=error.strerror, mend="choose another --out"
-        ) from error

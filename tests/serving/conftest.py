@@ -41,6 +41,7 @@ class HashEncoder:
 
 @pytest.fixture(scope="session")
 def denoiser() -> Denoiser:
+    torch.set_num_threads(1)  # threads that wait for each other cost a tiny network more than they bring
     torch.manual_seed(0)
     unet = TINY.build(TEXT_WIDTH).eval().requires_grad_(False)
     return RectifiedFlow().denoiser(partial(apply_unet, unet))

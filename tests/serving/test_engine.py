@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Coroutine
@@ -16,13 +17,16 @@ from PIL import Image
 
 from serving.batching import Row, denoise
 from serving.config import BatchConfig
-from serving.engine import Engine, to_picture
+from serving.engine import Engine
 from serving.errors import EngineError, QueueFullError, RequestError
+from serving.job import to_picture
 from serving.schemas import GenerationRequest, ImageReady, Progress, Queued
+from serving.start import Kept
 from training import noise
 from training.conditioning import Conditioning
-from training.objectives import Denoiser
-from training.samplers import Guided, sample
+from training.objectives import Denoiser, RectifiedFlow
+from training.samplers import Guided, Trajectory, sample, times
+from training.sampling_config import SAMPLERS, SamplerName
 
 BATCH = BatchConfig(padded_rows=4, max_batch_rows=8, max_waiting_images=16)
 
@@ -52,29 +56,33 @@ def run(denoiser: Denoiser, encoder: Any) -> Callable[..., Any]:
     return run
 
 
-def test_a_row_is_bit_identical_whoever_shares_its_batch(denoiser: Denoiser, encoder: Any) -> None:
-    def row(seed: int, steps: int, scale: float) -> Row:
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_row_is_bit_identical_whoever_shares_its_batch(
+    denoiser: Denoiser, encoder: Any, sampler: SamplerName
+) -> None:
+    def row(seed: int, steps: int, scale: float, sampler: SamplerName = "euler") -> Row:
         both = encoder.encode([f"word{seed} other", ""])
         negative = both.rows(slice(1, 2)) if scale != 1 else None
         x = noise.normal(seed, "serve", shape=(3, 8, 8))
-        return Row(x, torch.linspace(1, 0, steps + 1), both.rows(slice(0, 1)), negative, scale)
+        return Row(Trajectory(x, times(steps), sampler, seed), both.rows(slice(0, 1)), negative, scale)
 
-    alone = row(7, 5, 3.0)
-    while not alone.finished:
+    alone = row(7, 5, 3.0, sampler)
+    while not alone.trajectory.finished:
         denoise(denoiser, [alone], 4)
     draw = noise.generator(0, "neighbours")
     for _ in range(10):
-        chosen = row(7, 5, 3.0)
+        chosen = row(7, 5, 3.0, sampler)
         neighbours: list[Row] = []
-        while not chosen.finished:
-            neighbours = [other for other in neighbours if not other.finished and draw.random() > 0.2]
+        while not chosen.trajectory.finished:
+            neighbours = [other for other in neighbours if not other.trajectory.finished and draw.random() > 0.2]
             while len(neighbours) < 5 and draw.random() < 0.7:
                 seed, steps = int(draw.integers(100)), int(draw.integers(1, 9))
-                neighbours.append(row(seed, steps, float(draw.choice([1.0, 2.0]))))
+                other = SAMPLERS[int(draw.integers(len(SAMPLERS)))]
+                neighbours.append(row(seed, steps, float(draw.choice([1.0, 2.0])), other))
             batch = [*neighbours]
             batch.insert(int(draw.integers(len(batch) + 1)), chosen)
             denoise(denoiser, batch, 4)
-        assert torch.equal(chosen.x, alone.x)
+        assert torch.equal(chosen.trajectory.x, alone.trajectory.x)
 
 
 def test_a_request_alone_and_in_a_crowd_gives_the_same_bits(run: Callable[..., Any]) -> None:
@@ -97,10 +105,12 @@ def test_a_request_alone_and_in_a_crowd_gives_the_same_bits(run: Callable[..., A
 def test_the_engine_agrees_with_the_sampler(run: Callable[..., Any], denoiser: Denoiser, encoder: Any) -> None:
     both = encoder.encode(["a red circle", "blue"])
     start = noise.normal(5, "serve", shape=(3, 8, 8))[None]
-    for scale in (1.0, 2.5):
+    for sampler, scale in itertools.product(SAMPLERS, (1.0, 2.5)):
         guided = Guided(denoiser, both.rows(slice(1, 2)), torch.tensor([scale]))
-        expected = np.asarray(to_picture(sample(guided, start, both.rows(slice(0, 1)), 4)[0]))
-        wanted = request(seed=5, negative_prompt="blue", guidance_scale=scale)
+        expected = np.asarray(
+            to_picture(sample(guided, start, both.rows(slice(0, 1)), times(4), sampler=sampler, seeds=[5])[0])
+        )
+        wanted = request(seed=5, negative_prompt="blue", guidance_scale=scale, sampler=sampler)
         found = run(lambda engine, wanted=wanted: pictures(engine, wanted))[0]
         assert np.abs(expected.astype(int) - found.astype(int)).max() <= 1
 
@@ -138,6 +148,22 @@ def test_events_come_in_order_and_short_requests_overtake_long_ones(run: Callabl
     assert [event.step for event in events[1:-1] if isinstance(event, Progress)] == list(range(1, 31))
     assert isinstance(events[-1], ImageReady)
     assert isinstance(events[-1].image, Image.Image)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_an_edit_keeps_survives_what_the_network_makes_beside_it(encoder: Any, sampler: SamplerName) -> None:
+    """Also where the network is broken by it: a sum with a weight of 0 would not."""
+    broken = RectifiedFlow().denoiser(lambda x, *_: torch.full_like(x, torch.nan))
+    clean, drawn = (noise.normal(0, name, shape=(3, 8, 8)).clamp(-1, 1) for name in ("clean", "drawn"))
+    kept = Kept(clean, drawn, torch.zeros(1, 8, 8, dtype=torch.bool))
+    row = Row(Trajectory(drawn, times(4), sampler), encoder.encode(["a"]), None, 1.0, kept)
+    while not row.trajectory.finished:
+        denoise(broken, [row], 2)
+        t = row.trajectory.t
+        assert torch.equal(row.trajectory.x, (1 - t) * clean + t * drawn)
+        assert row.clean is not None
+        assert torch.equal(row.clean, clean)
+    assert torch.equal(row.trajectory.x, clean)
 
 
 def test_closing_a_request_frees_its_rows_within_one_step(run: Callable[..., Any]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import inspect
 import io
 import json
@@ -24,6 +26,7 @@ from serving.config import BatchConfig, LimitConfig
 from serving.engine import MAX_FAILURES, Engine
 from serving.model import ModelCard
 from training.objectives import Denoiser
+from training.sampling_config import SAMPLERS
 
 CARD = ModelCard("tiny", 3, resolution=8, created=1_700_000_000, bundle_sha256="b" * 64, run_id="run", data_hash="data")
 LIMITS = LimitConfig(max_steps=1_000_000, default_steps=4, max_images_per_request=4, max_prompt_characters=200)
@@ -150,11 +153,10 @@ DISOBEYED: dict[str, list[Any]] = {
     "model": ["gpt-image-1"],
     "output_compression": [50, 101, -1],
     "output_format": ["gif", "svg"],
-    "partial_images": [2],
+    "partial_images": [2, 4, -1],
     "quality": ["low", "medium", "high", "xhigh", "max", "hd"],
     "response_format": ["url"],
     "size": ["1024x1024"],
-    "stream": [True],
     "svg": [{"precision": 2}],
 }
 
@@ -187,7 +189,7 @@ def test_what_would_be_disobeyed_is_refused_by_name_and_value(client: openai.Ope
     assert "rule:" in caught.value.message or "options:" in caught.value.message
 
 
-@pytest.mark.parametrize("name", ["seed", "num_inference_steps", "guidance_scale", "negative_prompt"])
+@pytest.mark.parametrize("name", ["seed", "num_inference_steps", "guidance_scale", "negative_prompt", "sampler"])
 def test_null_means_the_default(url: str, name: str) -> None:
     assert post(url, **{name: None}).status_code == 200
 
@@ -216,6 +218,7 @@ def test_a_png_carries_the_parameters_that_made_it(url: str) -> None:
         "seed": 5,
         "steps": 3,
         "guidance_scale": 3.0,
+        "sampler": "euler",
         "size": 8,
     }
 
@@ -269,6 +272,7 @@ BAD = [
     ({"seed": 2**53 - 1, "n": 2}, "seed", "invalid_value", [str(2**53 - 1), f"at most {2**53 - 2}"]),
     ({"response_format": "url"}, "response_format", "invalid_value", ["'url'", "'b64_json'"]),
     ({"output_format": "gif"}, "output_format", "invalid_value", ["'gif'", "'png', 'webp' or 'jpeg'"]),
+    ({"sampler": "plms"}, "sampler", "invalid_value", ["'plms'", "'euler', 'heun', 'dpmpp_2m' or 'ancestral'"]),
     ({"stepz": 4}, "stepz", "unknown_parameter", ["'stepz'", "num_inference_steps"]),
 ]
 
@@ -366,3 +370,140 @@ def test_a_defect_is_a_500_in_the_envelope_with_a_request_id(url: str, engine: E
     assert answer.json()["error"]["type"] == "server_error"
     assert "a red circle" not in answer.text
     assert answer.headers["x-request-id"]
+
+
+def stream(client: openai.OpenAI, **fields: Any) -> list[Any]:
+    extra = {"seed": 3, "num_inference_steps": 8, **fields.pop("extra_body", {})}
+    return list(client.images.generate(prompt="a red circle", stream=True, extra_body=extra, **fields))
+
+
+@pytest.mark.parametrize("previews", [0, 1, 3])
+def test_the_openai_client_reads_a_stream_of_previews_and_the_picture(client: openai.OpenAI, previews: int) -> None:
+    events = stream(client, partial_images=previews)
+    partial, completed = events[:-1], events[-1]
+    assert [event.type for event in partial] == ["image_generation.partial_image"] * previews
+    assert [event.partial_image_index for event in partial] == list(range(previews))
+    assert completed.type == "image_generation.completed"
+    assert completed.usage.input_tokens == 4
+    whole = client.images.generate(prompt="a red circle", extra_body={"seed": 3, "num_inference_steps": 8})
+    assert whole.data is not None
+    final = np.asarray(picture(completed))
+    assert np.array_equal(final, np.asarray(picture(whole.data[0]))), "previews change nothing about the picture"
+    assert picture(completed).info["darkroom"] == picture(whole.data[0]).info["darkroom"]
+    distances = [np.abs(np.asarray(picture(event)).astype(int) - final).mean() for event in partial]
+    assert all(distances), "a preview is not the picture yet"
+    assert distances == sorted(distances, reverse=True), "each is nearer to it"
+
+
+def test_more_previews_than_steps_are_as_many_as_there_are(client: openai.OpenAI) -> None:
+    events = stream(client, partial_images=3, extra_body={"num_inference_steps": 2})
+    assert [event.type.rpartition(".")[2] for event in events] == ["partial_image", "completed"]
+    events = stream(client, partial_images=3, extra_body={"num_inference_steps": 1})
+    assert [event.type.rpartition(".")[2] for event in events] == ["completed"]
+
+
+def test_a_stream_of_several_images_tells_them_apart(client: openai.OpenAI) -> None:
+    events = stream(client, n=2, partial_images=2, output_format="webp", extra_body={"sampler": "heun"})
+    completed = {event.image_index: event for event in events if event.type.endswith("completed")}
+    partial = [(event.image_index, event.partial_image_index) for event in events if event.type.endswith("image")]
+    assert sorted(partial) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [completed[index].seed for index in (0, 1)] == [3, 4]
+    assert {picture(event).format for event in events} == {"WEBP"}
+
+
+def test_what_a_stream_is_refused_for_is_a_status_and_no_stream(client: openai.OpenAI, url: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        stream(client, size="16x16")
+    assert caught.value.param == "size"
+    answer = post(url, partial_images=2)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "partial_images")
+    assert "stream: true" in answer.json()["error"]["message"]
+
+
+def test_a_stream_that_fails_on_the_way_raises_in_the_client(
+    client: openai.OpenAI, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    original = engine.denoiser
+
+    class Failing:
+        def __call__(self, *arguments: Any) -> Any:
+            calls.append(arguments)
+            if len(calls) > 3:
+                raise RuntimeError("the device is gone")
+            return original(*arguments)
+
+        alpha, sigma = staticmethod(original.alpha), staticmethod(original.sigma)
+
+    monkeypatch.setattr(engine, "denoiser", Failing())
+    extra = {"num_inference_steps": 8, "guidance_scale": 1}
+    events = iter(client.images.generate(prompt="a", stream=True, partial_images=3, extra_body=extra))
+    assert next(events).type == "image_generation.partial_image"
+    with pytest.raises(openai.APIError, match="Denoising failed"):
+        next(events)
+    monkeypatch.undo()
+    assert stream(client)[-1].type == "image_generation.completed"
+
+
+def test_a_reader_that_leaves_a_stream_frees_its_rows(url: str, engine: Engine) -> None:
+    body = {"prompt": "long", "n": 2, "num_inference_steps": 500_000, "stream": True, "partial_images": 1}
+    with httpx.Client() as leaving, leaving.stream("POST", f"{url}/v1/images/generations", json=body) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        until(lambda: engine.running_images == 2)
+    until(lambda: engine.running_images == engine.waiting_images == 0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_makes_a_picture_of_its_own(client: openai.OpenAI, sampler: str) -> None:
+    def made(name: str) -> Any:
+        answer = client.images.generate(prompt="a cat", extra_body={"seed": 1, "sampler": name})
+        assert answer.data is not None
+        return picture(answer.data[0])
+
+    image = made(sampler)
+    assert json.loads(image.info["darkroom"])["sampler"] == sampler
+    assert np.array_equal(np.asarray(image), np.asarray(made(sampler)))
+    others = [np.asarray(made(name)) for name in SAMPLERS if name != sampler]
+    assert not any(np.array_equal(np.asarray(image), other) for other in others)
+
+
+@pytest.mark.parametrize(
+    ("version", "fails_at"), [("2.4", "http.response.body"), ("2.4", "http.response.start"), ("2.3", None)]
+)
+def test_a_stream_has_freed_its_rows_when_it_ends(
+    denoiser: Denoiser, encoder: Any, version: str, fails_at: str | None
+) -> None:
+    body = {"prompt": "a", "n": 2, "num_inference_steps": 200, "stream": True, "partial_images": 1}
+    path = "/v1/images/generations"
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    scope |= {"headers": [(b"content-type", b"application/json")], "asgi": {"version": "3.0", "spec_version": version}}
+    received = iter([{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}])
+
+    async def receive() -> Any:
+        return next(received, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:
+        if message["type"] == fails_at:
+            raise OSError("the client has gone")
+
+    async def main() -> int:
+        batch = BatchConfig(padded_rows=2, max_batch_rows=4, max_waiting_images=4)
+        async with Engine(denoiser, encoder, resolution=8, config=batch) as engine:
+            with contextlib.suppress(Exception):  # what the server is told of it
+                await create_app(engine, CARD, LIMITS)(scope, receive, send)
+            return sum(not job.cancelled for job in [*engine._running, *engine._waiting])
+
+    assert asyncio.run(main()) == 0
+
+
+def test_a_client_that_leaves_while_it_sends_a_form_is_no_defect(
+    url: str, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("ERROR"), socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as leaving:
+        leaving.sendall(
+            b"POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            b"Content-Length: 1000\r\n\r\n--x\r\n"
+        )
+        until(lambda: httpx.get(f"{url}/healthz").status_code == 200)
+    until(lambda: httpx.get(f"{url}/healthz").status_code == 200)
+    assert [record.message for record in caplog.records if "defect" in record.message] == []

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.commands.serve import checked_config, fitting_limits, numbered
+from cluster.commands.generate import numbered
+from cluster.commands.serve import checked_config, fitting_limits
 from serving.client import Picture, request_images
 from serving.config import PinnedModel, ServeConfig
 from serving.errors import QueueFullError, RequestError, ServeError

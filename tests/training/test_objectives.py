@@ -183,7 +183,7 @@ class TestSampling:
     @pytest.mark.parametrize("steps", [1, 2, 7, 50])
     @pytest.mark.parametrize("shift", [1.0, 3.0])
     def test_the_exact_denoiser_leads_to_the_image_in_any_number_of_steps(self, steps: int, shift: float) -> None:
-        found = sample(RectifiedFlow().denoiser(exact), NOISE, NOTHING, steps, shift)
+        found = sample(RectifiedFlow().denoiser(exact), NOISE, NOTHING, times(steps, shift))
         assert torch.allclose(found, CLEAN, atol=1e-5)
 
     @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
@@ -216,8 +216,8 @@ class TestSampling:
         denoiser = RectifiedFlow().denoiser(Told())
         guided = Guided(denoiser, told(9.0, 9.0, 9.0, 9.0), torch.ones(4))
         captions = told(0.0, 0.5, -0.5, 1.0)
-        plain = sample(denoiser, NOISE, captions, 5)
-        assert torch.allclose(sample(guided, NOISE, captions, 5), plain, atol=1e-5)
+        plain = sample(denoiser, NOISE, captions, times(5))
+        assert torch.allclose(sample(guided, NOISE, captions, times(5)), plain, atol=1e-5)
 
     def test_guidance_reaches_beyond_the_caption_away_from_the_negative_each_row_its_own(self) -> None:
         denoiser = RectifiedFlow().denoiser(Told())
@@ -239,7 +239,7 @@ class TestSampling:
             assert torch.allclose(alone(NOISE[one], t[one], captions.rows(one)), together[one], atol=1e-6)
 
     def test_pictures_stay_in_their_range(self) -> None:
-        found = sample(FlowDenoiser(Told(5.0)), NOISE, NOTHING, 3)
+        found = sample(FlowDenoiser(Told(5.0)), NOISE, NOTHING, times(3))
         assert float(found.abs().max()) <= 1
 
     @pytest.mark.parametrize("steps", [1, 4, 20])
@@ -260,6 +260,6 @@ class TestSampling:
         with torch.no_grad():
             for at in scheduler.timesteps:
                 x = scheduler.step(network(x, (at / 1000).expand(2), captions), at, x).prev_sample
-        ours = sample(RectifiedFlow().denoiser(network), noise, captions, steps, shift)
+        ours = sample(RectifiedFlow().denoiser(network), noise, captions, times(steps, shift))
         assert float((ours - noise.clamp(-1, 1)).abs().max()) > 0.1, "something happened"
         assert torch.allclose(ours, x.clamp(-1, 1), atol=2e-5)

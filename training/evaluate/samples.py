@@ -10,7 +10,7 @@ import torch
 from training import noise
 from training.conditioning import Conditioning
 from training.objectives import Denoiser
-from training.samplers import Guided, sample
+from training.samplers import Guided, sample, times
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,7 +57,8 @@ def sample_captions(
             unconditional.tokens.expand(count, -1, -1).to(device), unconditional.mask.expand(count, -1).to(device)
         )
         guided = Guided(denoiser, negative, torch.full((count,), guidance_scale, device=device))
-        x = sample(guided if guidance_scale != 1 else denoiser, torch.stack(noises).to(device), told, steps, time_shift)
+        used = guided if guidance_scale != 1 else denoiser
+        x = sample(used, torch.stack(noises).to(device), told, times(steps, time_shift))
         pictures.append(((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
     return torch.cat(pictures)
 

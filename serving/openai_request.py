@@ -1,0 +1,84 @@
+"""From a body in OpenAI's dialect to the engine's request: limits, sizes, models."""
+
+from __future__ import annotations
+
+import secrets
+
+from serving.config import LimitConfig
+from serving.envelope import ApiError
+from serving.model import ModelCard
+from serving.openai_schemas import ImagesRequest
+from serving.schemas import MAX_SEED, GenerationRequest, StartImage
+
+
+def require_model(name: str | None, card: ModelCard) -> None:
+    """Refuse a model that is not here.
+
+    Raises:
+        ApiError: naming those that are.
+    """
+    if name is not None and name not in card.names:
+        message = f"The model '{name[:80]}' does not exist.\n  options: {', '.join(card.names)}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+
+
+def to_request(
+    body: ImagesRequest, card: ModelCard, limits: LimitConfig, start: StartImage | None = None
+) -> GenerationRequest:
+    """The engine's request, once the limits are kept.
+
+    Raises:
+        ApiError: a value is out of range; the message names value, rule and options.
+    """
+    steps = limits.default_steps if body.num_inference_steps is None else body.num_inference_steps
+    scale = limits.default_guidance_scale if body.guidance_scale is None else body.guidance_scale
+    seed = secrets.randbelow(2**32) if body.seed is None else body.seed
+    for param, value, limit in (
+        ("n", body.n, limits.max_images_per_request),
+        ("num_inference_steps", steps, limits.max_steps),
+        ("guidance_scale", scale, limits.max_guidance_scale),
+        ("seed", seed, MAX_SEED - body.n + 1),
+    ):
+        if value > limit:
+            raise out_of_range(param, value, f"at most {limit}")
+    for param, text in (("prompt", body.prompt), ("negative_prompt", body.negative_prompt)):
+        if len(text) > limits.max_prompt_characters:
+            raise out_of_range(param, f"{len(text)} characters", f"at most {limits.max_prompt_characters} characters")
+    if body.partial_images and not body.stream:
+        raise out_of_range("partial_images", body.partial_images, "0, or stream: true")
+    if body.output_format == "png" and body.output_compression not in {None, 100}:
+        raise out_of_range("output_compression", body.output_compression, "webp or jpeg; a png is lossless")
+    return GenerationRequest(
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt,
+        seed=seed,
+        steps=steps,
+        guidance_scale=scale,
+        start=start,
+        size=side(body.size, card.resolution),
+        images=body.n,
+        sampler=body.sampler,
+        previews=body.partial_images,
+    )
+
+
+def side(size: str, resolution: int) -> int:
+    """The side that ``size`` names; whether the model can make it is for the engine to say."""
+    if size == "auto":
+        return resolution
+    width, _, height = size.partition("x")
+    if width.isascii() and width.isdigit() and len(width) <= 5 and width == height and int(width):
+        return int(width)
+    raise ApiError(
+        400,
+        f"Invalid value for 'size'.\n  value:   {size[:80]!r}\n  rule:    WIDTHxHEIGHT in pixels, both the same\n"
+        f"  options: {resolution}x{resolution}, auto",
+        param="size",
+        code="invalid_value",
+    )
+
+
+def out_of_range(param: str, value: object, rule: str) -> ApiError:
+    """The refusal of a value that no schema can know to be wrong."""
+    message = f"Invalid value for '{param}'.\n  value:   {value}\n  rule:    {rule}"
+    return ApiError(400, message, param=param, code="invalid_value")

@@ -1,0 +1,10 @@
+"""Which samplers there are, without the tensors that they need."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+SamplerName = Literal["euler", "heun", "dpmpp_2m", "ancestral"]
+"""Euler's method, which is DDIM; Heun's, two evaluations a step; DPM-Solver++ 2M; Euler with fresh noise, like DDPM."""
+
+SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
