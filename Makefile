@@ -17,10 +17,10 @@ MAKEFLAGS     += --no-print-directory
 # The text encoder and the image features are packages: nothing is ever looked up on a model hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test check bench clean venv
+.PHONY: help demo test check bench fashion-mnist clean venv
 
 help:  ## what can be made
-	@grep -hE '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1 \t/' | expand -t 16
+	@grep -hE '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1 \t/' | expand -t 24
 
 demo: venv  ## pictures -> data set -> sweep -> training -> registry -> an image over HTTP
 	@echo "==> demo: $(BIN)/darkroom demo"
@@ -41,8 +41,28 @@ check: venv  ## formatting, lint, types, and which package may import which
 	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_layout.py
 
 bench: venv  ## the benchmarks, with their figures printed
-	@echo "==> bench: python -m tests.benchmarks.startup"
-	@$(BIN)/python -m tests.benchmarks.startup
+	@for name in startup loader data_build; do \
+	    echo "==> bench: python -m tests.benchmarks.$$name"; \
+	    $(BIN)/python -m tests.benchmarks.$$name; \
+	done
+
+# Debian's package is unpacked, not installed: nobody has to be root. MIT; 31 MB to fetch, 160 MB as a tar of PNGs.
+FASHION     := .darkroom/fashion-mnist
+FASHION_SET := .darkroom/data/fashion-mnist
+fashion-mnist: venv  ## a data set of 70,000 small pictures, from Debian's package; in .darkroom/data/fashion-mnist
+	@if [ ! -e $(FASHION)/fashion-mnist.tar ]; then \
+	    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || \
+        { echo "apt-get and dpkg-deb are needed: a Debian machine" >&2; exit 1; }; \
+	    echo "==> fashion-mnist: fetching Debian's dataset-fashion-mnist"; \
+	    rm -rf $(FASHION); mkdir -p $(FASHION)/deb; \
+	    (cd $(FASHION)/deb && apt-get -q download dataset-fashion-mnist); \
+	    dpkg-deb -x $(FASHION)/deb/dataset-fashion-mnist_*.deb $(FASHION)/deb; \
+	    echo "==> fashion-mnist: idx files -> $(FASHION)/fashion-mnist.tar"; \
+	    $(BIN)/python -m training.data.fashion_mnist $(FASHION)/deb/usr/share/datasets/fashion-mnist \
+	        $(FASHION)/fashion-mnist.tar; \
+	    rm -rf $(FASHION)/deb; fi
+	@echo "==> fashion-mnist: darkroom data build"
+	@$(BIN)/darkroom data build $(FASHION)/fashion-mnist.tar $(FASHION_SET)
 
 clean:  ## stop the local stack and remove .venv, caches and build leftovers; .darkroom stays
 	@if [ -e .darkroom/stack.json ]; then \

@@ -75,13 +75,13 @@ def connect(stack: Stack) -> None:
         ) from error
 
 
-def load(reference: str, assignments: Sequence[str], data: Path | None = None) -> TrainConfig:
+def load(reference: str, assignments: Sequence[str], data: str | None = None) -> TrainConfig:
     """A recipe as every worker can read it: overrides applied, paths absolute.
 
     Args:
         reference: a packaged recipe's name or a YAML file.
         assignments: ``section.key=value`` pairs.
-        data: the data set's folder, if it is not in the recipe or among the pairs.
+        data: the data set's folder or URL, if it is not in the recipe or among the pairs.
 
     Raises:
         ConfigError: the recipe is not valid.
@@ -89,17 +89,18 @@ def load(reference: str, assignments: Sequence[str], data: Path | None = None) -
     from training.config import load_recipe
 
     # quoted: YAML would read a colon or a # in a path as its own
-    path = [f"data.path={json.dumps(str(data.absolute()), ensure_ascii=False)}"] if data else []
+    path = [f"data.path={json.dumps(data, ensure_ascii=False)}"] if data else []
     return resolve(load_recipe(reference, [*path, *assignments]))
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """The recipe with its paths made absolute: a worker's current directory is not the caller's."""
     from training.conditioning_config import PACKAGED_ENCODER
+    from training.data.storage import Folder
 
     changed: dict[str, Any] = {}
     if config.data.path:
-        path = str(Path(config.data.path).absolute())
+        path = Folder.at(config.data.path).place
         changed["data"] = config.data.model_copy(update={"path": path})
     if config.text.encoder != PACKAGED_ENCODER:
         changed["text"] = config.text.model_copy(update={"encoder": str(Path(config.text.encoder).absolute())})
@@ -120,11 +121,13 @@ def check_data(config: TrainConfig) -> None:
     Raises:
         DataError: no data set at ``data.path``.
     """
-    if not config.data.path or not (Path(config.data.path) / "manifest.json").is_file():
+    from training.data.dataset import is_dataset
+
+    if not config.data.path or not is_dataset(config.data.path):
         raise DataError(
             "There is no data set.",
             value=config.data.path or None,
-            rule="data.path is a folder that `darkroom data build` made",
+            rule="data.path is a folder or URL that `darkroom data build` made, or one of WebDataset shards",
             mend="darkroom data build PICTURES DATA, then --data DATA",
         )
 
@@ -137,7 +140,7 @@ def data_hash(config: TrainConfig) -> str:
     """
     from training.data.dataset import Dataset
 
-    return Dataset.open(config.data.path).hash
+    return Dataset.open(config.data.path, config.data.disk_cache).hash
 
 
 def finished(place: Place, config: TrainConfig) -> bool:

@@ -63,11 +63,13 @@ class TrainProgress:
             self._on_mark(event, label)
         elif kind == "step":
             self._on_step(event, label)
+        elif kind == "encoding":
+            self._on_encoding(event, label)
         elif kind == "evaluation" and event["metrics"]:
             self._say(f"{before}step {event['step']}: held-out loss {event['metrics']['held_out_loss']:.4f}")
         elif kind == "resumed":
             self._say(f"{before}resumed at step {event['step']} from {event['path']}")
-        elif kind == "warning":
+        elif kind in ("warning", "info"):
             self._say(f"{before}{event['message']}")
         elif kind == "trial":
             loss = "-" if event["loss"] is None else f"{event['loss']:.4f}"
@@ -93,6 +95,17 @@ class TrainProgress:
         if event["name"] == "first step":
             self._say(self.account())
 
+    def _on_encoding(self, event: Mapping[str, Any], label: str) -> None:
+        """Captions that nobody has encoded yet; the steps wait for them."""
+        task, done, total = f"{label} captions", event["done"], event["total"]
+        if task not in self._tasks:
+            what = f"trial {label}: encoding captions" if label else "encoding captions"
+            self._tasks[task] = self._bar.add_task(what, total=total, rate="", loss="")
+        self._bar.update(self._tasks[task], completed=done, visible=done < total)
+        if not self._console.is_terminal and time.monotonic() - self._printed_s > PLAIN_EVERY_S:
+            self._printed_s = time.monotonic()
+            say(f"{f'trial {label}: ' if label else ''}encoding captions: {done:,} of {total:,} samples")
+
     def account(self) -> str:
         """Where the time until the first step went."""
         parts, last = [], self.began_s
@@ -103,7 +116,7 @@ class TrainProgress:
 
     def _on_step(self, event: Mapping[str, Any], label: str) -> None:
         metrics, step = event["metrics"], event["step"]
-        rate, loss = f"{metrics['images_per_s']:.0f} images/s", f"loss {metrics['loss']:.4f}"
+        rate, loss = f"{metrics['images_per_s']:.0f} images/s", f"loss {metrics.get('loss', float('nan')):.4f}"
         if label not in self._tasks:
             description = f"trial {label}" if label else "training"
             # begun at the resumed step, so that the time left is not told from steps of an earlier run

@@ -61,5 +61,8 @@ def _fields(recipe: Mapping[str, Any], sections: Collection[str]) -> dict[str, A
             flat[path] = value
 
     for section in sections:
-        add(section, recipe.get(section))
+        value: Any = recipe
+        for key in section.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        add(section, value)
     return flat

@@ -20,6 +20,7 @@ MAY_IMPORT = {
 """cluster -> serving -> training, never the other way."""
 
 RAY_OR_DEEPSPEED = {
+    "training/data/distribute.py",
     "training/parallel.py",
     "training/ray_agent.py",
     "training/ray_resources.py",

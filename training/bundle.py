@@ -132,7 +132,11 @@ def _write_parts(folder: Path, unet: UNet2DConditionModel, encoder: TextEncoder,
     twin.load_state_dict(unet.state_dict())
 
     tokenizer = AutoTokenizer.from_pretrained(
-        encoder.directory, model_max_length=encoder.max_tokens, local_files_only=True, trust_remote_code=False
+        encoder.directory,
+        model_max_length=encoder.max_tokens,
+        padding_side="right",  # as training pads
+        local_files_only=True,
+        trust_remote_code=False,
     )
     pipeline.DarkroomPipeline(
         unet=twin,

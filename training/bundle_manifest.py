@@ -35,6 +35,8 @@ class Provenance(BaseModel):
     """The MLflow run that trained it."""
     data_hash: str
     """The name of the data set, sha256 hex."""
+    use_digest: str = ""
+    """What the training has consumed, step by step, as ``darkroom data audit`` recomputes it; hexadecimal."""
     recipe: dict[str, Any]
     """The full recipe."""
     metrics: dict[str, float] = Field(default_factory=dict)

@@ -6,16 +6,17 @@ import hashlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from training.conditioning_config import PACKAGED_ENCODER, TextConfig
+from training.directory_hash import directory_hash
 from training.errors import ConfigError, UsageError
 
-__all__ = ["PACKAGED_ENCODER", "Conditioning", "TextConfig", "TextEncoder", "directory_hash", "encoder_directory"]
+__all__ = ["PACKAGED_ENCODER", "Conditioning", "TextConfig", "TextEncoder", "encoder_directory"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Conditioning:
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    def rows(self, index: torch.Tensor | slice) -> Conditioning:
+    def rows(self, index: torch.Tensor | slice | Sequence[int]) -> Conditioning:
         """The chosen rows."""
         return Conditioning(self.tokens[index], self.mask[index])
 
@@ -73,17 +74,6 @@ def encoder_directory(encoder: str) -> Path:
     )
 
 
-@lru_cache(maxsize=8)
-def directory_hash(directory: Path, max_tokens: int) -> str:
-    """Sha256 over an encoder's weights, its tokenizer and the padding; read once per process."""
-    digest = hashlib.sha256(f"max_tokens={max_tokens}".encode())
-    for path in sorted(directory.glob("*")):
-        if path.suffix in {".json", ".safetensors", ".txt", ".model"}:
-            digest.update(path.name.encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 class TextEncoder:
     """A frozen transformers encoder and its tokenizer.
 
@@ -94,11 +84,14 @@ class TextEncoder:
 
     def __init__(self, directory: Path, max_tokens: int) -> None:
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # of loading the weights: whoever waits has a bar of ours
         self.directory = directory
         self.max_tokens = max_tokens
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        self.tokenizer = AutoTokenizer.from_pretrained(directory, **options)
+        # on the right, whatever its own side: real tokens come first, here and where states were kept without padding
+        self.tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="right", **options)
         self.model = AutoModel.from_pretrained(directory, use_safetensors=True, **options)
         self.model.eval().requires_grad_(False)
 
@@ -115,7 +108,7 @@ class TextEncoder:
     @cached_property
     def hash(self) -> str:
         """Equal hashes give equal states."""
-        return directory_hash(self.directory, self.max_tokens)
+        return hashlib.sha256(f"{directory_hash(self.directory)} {self.max_tokens}".encode()).hexdigest()
 
     def count_tokens(self, caption: str) -> int:
         """Tokens in ``caption``, the encoder's own start and end included."""

@@ -24,8 +24,11 @@ from training.tracking import TrackingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 
-EXACT = ("seed", "global_batch", "model", "text", "objective", "optimizer", "schedule", "ema")
-"""Sections that a run cannot change on its way."""
+EXACT = (
+    *("seed", "global_batch", "model", "text", "objective", "optimizer", "schedule", "ema"),
+    *(f"data.{key}" for key in ("block", "window", "buckets", "augment", "scaled_decoding")),
+)
+"""Sections and fields that a run cannot change on its way."""
 
 
 class TrainConfig(BaseModel):
@@ -88,7 +91,7 @@ def load_recipe(reference: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     values = _read(reference, seen=())
     for assignment in overrides:
-        _override(values, assignment)
+        assign(values, assignment)
     return parse(values, source=reference)
 
 
@@ -140,7 +143,12 @@ def _merge(base: dict[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _override(values: dict[str, Any], assignment: str) -> None:
+def assign(values: dict[str, Any], assignment: str) -> None:
+    """Set the field that a ``section.key=value`` word names in plain values; the value is YAML.
+
+    Raises:
+        ConfigError: no key, no value, or not YAML.
+    """
     path, equals, text = assignment.partition("=")
     if not equals or not path:
         raise ConfigError("An override has no value.", value=assignment, rule="section.key=value")

@@ -1,42 +1,61 @@
-"""The states of a list of captions, computed once and kept beside the data set."""
+"""The states of a few captions that belong to no sample: the empty one and the contact sheet's."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import logging
 from collections.abc import Sequence
-from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from training.conditioning import Conditioning, TextConfig, TextEncoder, encoder_directory
+from training.data.storage import Folder
+from training.directory_hash import directory_hash
 
-from training.conditioning import Conditioning, TextConfig, TextEncoder, directory_hash, encoder_directory
-
-
-def embeddings_path(folder: Path, config: TextConfig, captions: Sequence[str]) -> Path:
-    """Where these captions' states are kept; the name holds the encoder's hash and the captions'."""
-    encoder = directory_hash(encoder_directory(config.encoder), config.max_tokens)
-    digest = hashlib.sha256(encoder.encode())
-    for caption in captions:
-        digest.update(b"\x00" + caption.encode())
-    return folder / f"text-{digest.hexdigest()[:32]}.safetensors"
+_log = logging.getLogger(__name__)
 
 
-def ensure_embedded(folder: Path, config: TextConfig, captions: Sequence[str]) -> Path:
-    """Compute the states of ``captions`` unless they are kept already; returns their file.
+def embed_once(folder: Folder, config: TextConfig, captions: Sequence[str]) -> Conditioning:
+    """States of ``captions``, one row each, from the cache or computed now and kept.
 
     Two processes may compute the same file at once: both write the same bytes, and a rename decides.
+
+    Args:
+        folder: holds them.
+        config: the encoder.
+        captions: few; all are held in memory.
+
+    Raises:
+        ConfigError: the encoder is not there.
+        StorageError: storage answers with errors.
     """
-    path = embeddings_path(folder, config, captions)
-    if not path.is_file():
+    from safetensors.torch import save
+
+    name = embeddings_name(config, captions)
+    states = _kept(folder, name)
+    if states is None:
         states = TextEncoder.from_config(config).encode(captions)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({"tokens": states.tokens, "mask": states.mask}, partial)
-        partial.rename(path)
-    return path
+        folder.write(name, save({"tokens": states.tokens, "mask": states.mask}))
+    return states
 
 
-def embed_once(folder: Path, config: TextConfig, captions: Sequence[str]) -> Conditioning:
-    """States of ``captions``, one row each, from the cache or computed now and kept."""
-    loaded = load_file(ensure_embedded(folder, config, captions))  # mapped: rows are read when they are used
+def _kept(folder: Folder, name: str) -> Conditioning | None:
+    """What is in a file; None where there is none, or a damaged one."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        loaded = load(folder.read(name))
+    except FileNotFoundError:
+        return None
+    except SafetensorError as error:
+        _log.warning("%s is made again, for it is damaged: %s", folder.url(name), error)
+        return None
     return Conditioning(loaded["tokens"], loaded["mask"])
+
+
+def embeddings_name(config: TextConfig, captions: Sequence[str]) -> str:
+    """The file of these captions' states; the name holds the encoder's hash and the captions'."""
+    told = f"{directory_hash(encoder_directory(config.encoder))} {config.max_tokens}"
+    digest = hashlib.sha256(told.encode())
+    for caption in captions:
+        digest.update(b"\x00" + caption.encode())
+    return f"prompts-{digest.hexdigest()[:32]}.safetensors"

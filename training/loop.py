@@ -26,16 +26,17 @@ class Hooks:
     """What happens around the steps; each is called on every rank at the same step.
 
     Attributes:
-        on_step: gets the number of steps done and that step's metrics, after ``should_stop`` was asked.
+        commit: gets the number of steps done and the batch that the last one consumed; True once any rank has been
+            asked to leave.
+        on_step: gets the number of steps done and that step's metrics.
         evaluate: gets the number of steps done.
         save: gets the number of steps done.
-        should_stop: True once any rank has been asked to leave.
     """
 
+    commit: Callable[[int, Batch], bool]
     on_step: Callable[[int, Mapping[str, float]], None]
     evaluate: Callable[[int], None]
     save: Callable[[int], None]
-    should_stop: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def run(step: Step, batches: Iterator[Batch], start: int, pace: Pace, hooks: Hoo
         seconds = time.perf_counter() - began
         metrics |= {"images_per_s": pace.global_batch / seconds, "data_wait_share": waited_s / seconds}
         done = number + 1
-        stop = hooks.should_stop()
+        stop = hooks.commit(done, batch)
         hooks.on_step(done, metrics)
         last = done == pace.steps
         if last or (done % pace.evaluate_every == 0 and not stop):

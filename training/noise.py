@@ -8,9 +8,12 @@ seed alone.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # the order of the data is drawn without torch
+    import torch
 
 
 def generator(seed: int, *key: int | str) -> np.random.Generator:
@@ -30,4 +33,6 @@ def generator(seed: int, *key: int | str) -> np.random.Generator:
 
 def normal(seed: int, *key: int | str, shape: tuple[int, ...]) -> torch.Tensor:
     """Standard normal float32 noise of ``shape`` for one key, on the CPU."""
+    import torch
+
     return torch.from_numpy(generator(seed, *key).standard_normal(shape, dtype=np.float32))

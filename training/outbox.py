@@ -55,6 +55,18 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Tag:
+    """A tag of the run; a later value replaces it."""
+
+    name: str
+    value: str
+
+    def send(self, client: MlflowClient, run_id: str) -> None:
+        """Deliver it."""
+        client.set_tag(run_id, self.name, self.value, synchronous=True)
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A file or directory for the run's artifacts."""
 
@@ -79,7 +91,7 @@ class Status:
         client.set_terminated(run_id, self.status, end_time=self.timestamp_ms)
 
 
-Record = Metrics | Picture | Artifact | Status
+Record = Metrics | Picture | Tag | Artifact | Status
 
 
 class Outbox:

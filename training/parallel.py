@@ -41,7 +41,7 @@ if os.environ["DS_ACCELERATOR"] == "cpu":
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 TIMEOUT = timedelta(minutes=30)
-"""How long ranks wait for one another: for rank 0 while it waits for its predecessor or embeds all captions."""
+"""How long ranks wait for one another: for rank 0 while it waits for its predecessor, for a shard that is encoded."""
 
 
 def connect(rank: int, local_rank: int, world: int, address: str, port: int) -> None:

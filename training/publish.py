@@ -25,7 +25,7 @@ from training.evaluate.evaluator import Evaluator
 from training.evaluate.features import EfficientNetFeatures
 from training.evaluate.held_out import HeldOut
 from training.evaluate.kid import kid
-from training.evaluate.pictures import read_pictures, spread
+from training.evaluate.pictures import read_caption, read_pictures, spread
 from training.precision import resolve
 
 KID_SUBSETS = 50
@@ -69,7 +69,7 @@ def main(values: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) -
 
     spec = PublishSpec(**values)
     config, run_dir = parse(spec.config), Path(spec.run_dir)
-    dataset = Dataset.open(config.data.path)
+    dataset = Dataset.open(config.data.path, config.data.disk_cache)
     found = _finished(config, run_dir, dataset)
     run_id = json.loads((run_dir / "mlflow_run.json").read_text())["run_id"]
     of = _digest(config, dataset, found, run_id, spec.images)
@@ -113,6 +113,7 @@ def _bundle(
     provenance = Provenance(
         run_id=run_id,
         data_hash=dataset.hash,
+        use_digest=found.about["use"]["digest"],
         recipe=config.model_dump(mode="json"),
         metrics=metrics,
         licences=dict(dataset.manifest.licences),
@@ -181,7 +182,7 @@ def _measure(
     extractor = EfficientNetFeatures()
     for name in SPLITS:
         split = dataset.split(name)
-        prompts = [split.caption(i) for i in spread(len(split), images // 2)]
+        prompts = [read_caption(split, i) for i in spread(len(split), images // 2)]
         real, _ = read_pictures(split, spread(len(split), KID_REAL), config.model.resolution)
         states = encoder.encode(["", *prompts])
         evaluator = Evaluator(
@@ -212,4 +213,4 @@ def _measure(
 def _held_out(config: TrainConfig, split: Split, encoder: TextEncoder) -> HeldOut | None:
     """The pictures that training measured."""
     ids = spread(len(split), config.evaluation.held_out_images)
-    return HeldOut(split, ids, encoder.encode([split.caption(i) for i in ids])) if ids else None
+    return HeldOut(split, ids, encoder.encode([read_caption(split, i) for i in ids])) if ids else None

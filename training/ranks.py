@@ -65,10 +65,17 @@ def _as_typed(error: Exception) -> DarkroomError:
     return TrainingError(f"Rank {dist.get_rank()} failed: {type(error).__name__}: {error}")
 
 
-def total(*values: float) -> list[float]:
-    """The sum of each number over the ranks."""
+def total(*values: int) -> list[int]:
+    """The sum of each whole number over the ranks."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    summed = torch.tensor(values, dtype=torch.float64, device=device)
+    summed = torch.tensor(values, dtype=torch.int64, device=device)
     dist.all_reduce(summed)
-    numbers: list[float] = summed.tolist()
+    numbers: list[int] = summed.tolist()
     return numbers
+
+
+def gather(value: T) -> list[T]:
+    """What every rank brings, by rank."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, value)
+    return everyone

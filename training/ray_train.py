@@ -104,8 +104,8 @@ def fit(job: TrainJob, on_event: Callable[[dict[str, Any]], None]) -> TrainOutco
 
     Args:
         job: the run.
-        on_event: gets every event in order, in this thread: ``mark``, ``step``, ``evaluation``, ``samples``,
-            ``checkpoint``, ``resumed``, ``warning``, ``error``, ``done``, ``tracked``.
+        on_event: gets every event in order, in this thread: ``mark``, ``encoding``, ``step``, ``evaluation``,
+            ``samples``, ``checkpoint``, ``resumed``, ``warning``, ``error``, ``done``, ``tracked``.
 
     Raises:
         ConfigError: the cluster can never give the workers.

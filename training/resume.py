@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from training import checkpoint, run_lock
 from training.config import EXACT, TrainConfig
@@ -47,7 +48,8 @@ def begin(
             "The run was trained on another data set.",
             value=data_hash,
             rule=f"data hash {found.about['data_hash']}, as in {found.path}",
-            mend="give the run another name, or the data set that it began with",
+            mend="give the run another name: a data set that was built again, or that `darkroom data forget` has"
+            " changed, is another one; or give it the data set that it began with",
         )
     return found
 
@@ -55,13 +57,24 @@ def begin(
 def _check_recipe(found: checkpoint.Checkpoint, config: TrainConfig, warn: Callable[[str], None]) -> None:
     """What shapes the weights must be as it was; how and where it is computed may change."""
     before, now = found.about["config"], config.model_dump(mode="json")
-    for section in EXACT:
-        if before.get(section) != now[section]:
-            raise CheckpointError(
-                f"The run {config.name} began with another recipe: {section} has changed.",
-                value=now[section],
-                rule=f"{section} as in {found.path}: {before.get(section)}",
-                mend="give the run another name with --set name=..., or the recipe that it began with",
-            )
+    for section in changed(before, now):
+        raise CheckpointError(
+            f"The run {config.name} began with another recipe: {section} has changed.",
+            value=_at(now, section),
+            rule=f"{section} as in {found.path}: {_at(before, section)}",
+            mend="give the run another name with --set name=..., or the recipe that it began with",
+        )
     if before["steps"] != now["steps"] and config.schedule.kind != "constant":
         warn(f"The learning rate was laid out for {before['steps']} steps and is now for {now['steps']}.")
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The sections and fields of ``EXACT`` in which two recipes differ."""
+    return [section for section in EXACT if _at(before, section) != _at(now, section)]
+
+
+def _at(values: Any, path: str) -> Any:
+    """The value at a dotted path, None where there is none."""
+    for key in path.split("."):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,19 @@ import torch
 import torch.distributed as dist
 
 from training import checkpoint, loop, parallel, ranks, resume
+from training.accounts import Accounts
 from training.config import TrainConfig, parse
-from training.data.dataset import Dataset, Split
+from training.data.batch import Batch
+from training.data.buckets import account
+from training.data.dataset import Dataset
 from training.data.loader import Loader
 from training.ema import Ema
-from training.embeddings import embed_once, ensure_embedded
-from training.errors import DataError
+from training.encoding import Watch
 from training.evaluate.evaluator import Evaluator
 from training.evaluate.held_out import HeldOut
-from training.evaluate.pictures import spread
 from training.precision import has_bf16
-from training.skipped import SkippedSamples
 from training.spec import Emit, WorkerSpec, mark
+from training.states import RunStates, prepare
 from training.step import DiffusionStep, ObjectiveLoss
 from training.tracking import RunContext, Tracker
 
@@ -40,8 +41,6 @@ class Run:
         self.config: TrainConfig = parse(spec.config)
         self.run_dir = Path(spec.run_dir)
         self.tracker: Tracker | None = None
-        self.skipped: SkippedSamples | None = None
-        self.skipped_in_all = 0
 
     def _on_sigterm(self, *_: object) -> None:
         self.asked_to_stop = True  # looked at between steps, so that a checkpoint is of a whole step
@@ -52,7 +51,7 @@ class Run:
         torch.set_num_threads(config.workers.threads)
         parallel.connect(spec.rank, spec.local_rank, spec.world, spec.address, spec.port)
         self.emit(mark("process group joined"))
-        self.dataset = ranks.on_every_rank(lambda: Dataset.open(config.data.path))
+        self.dataset = ranks.on_every_rank(lambda: Dataset.open(config.data.path, config.data.disk_cache))
         found = ranks.on_rank_zero(self._begin)
         status = "FAILED"
         try:
@@ -75,37 +74,32 @@ class Run:
             return done, True
         with ThreadPoolExecutor(1) as beside:  # the server's answers are waited for while the engine is built
             opening = beside.submit(self._track)
-            self._build()
-            self.emit(mark("engine built"))
+            states = prepare(self.dataset, self.config, Watch(self._on_encoding, lambda: self.asked_to_stop))
+            if states:
+                self.emit(mark("captions encoded"))
+                self._build(states)
+                self.emit(mark("engine built"))
             ranks.on_rank_zero(opening.result)
+        if not states:
+            return done, True
         if found:
             self._resume(found)
         if self._should_stop():
             return done, True  # no step was taken: there is nothing to save
-        return self._loop(done)
+        return self._loop(done, found)
 
     def _track(self) -> None:
         if self.spec.rank == 0 and self.spec.tracking_uri:
             self.tracker = Tracker.open(self._context())
 
-    def _build(self) -> None:
-        """Captions, network, engine, average and evaluator."""
+    def _on_encoding(self, done: int, total: int) -> None:
+        self.emit({"event": "encoding", "done": done, "total": total})
+
+    def _build(self, states: RunStates) -> None:
+        """Network, engine, average and evaluator."""
         config = self.config
-        train, held_out = self.dataset.split("train"), self.dataset.split("held_out")
-        captions = [_caption(train, i) for i in range(len(train))]
-        prompts = list(config.evaluation.prompts) or _spread(captions, config.evaluation.images)
-        prompts = [prompts[i % len(prompts)] for i in range(config.evaluation.images)] if prompts else []
-        # the data set's own captions apart from the recipe's prompts, so that trials share their states
-        # (each after the empty caption: a list without captions has states all the same)
-        measured = spread(len(held_out), config.evaluation.held_out_images)
-        lists = [["", *prompts], ["", *captions], ["", *(_caption(held_out, i) for i in measured)]]
-        cache = Path(config.data.path) / "embeddings"
-        ranks.on_rank_zero(lambda: [ensure_embedded(cache, config.text, each) for each in lists])
-        states = [embed_once(cache, config.text, each) for each in lists]
-        prompt_states, self.captions, held_out_states = (each.rows(slice(1, None)) for each in states)
-        unconditional = states[0].rows(slice(0, 1))
         torch.manual_seed(config.seed)  # the fresh weights; every later draw is keyed
-        network = config.model.build(text_width=unconditional.tokens.shape[-1])
+        network = config.model.build(text_width=states.unconditional.tokens.shape[-1])
         twin = copy.deepcopy(network)  # before ZeRO 3 takes the weights apart
         module = ObjectiveLoss(network, config.objective)
         self.engine = parallel.Engine(module, config.optimizer, config.engine, config.global_batch)
@@ -117,10 +111,10 @@ class Run:
             config.evaluation,
             seed=config.seed,
             resolution=config.model.resolution,
-            held_out=HeldOut(held_out, measured, held_out_states),
-            prompts=prompts,
-            prompt_states=prompt_states,
-            unconditional=unconditional,
+            held_out=HeldOut(self.dataset.split("held_out"), states.measured, states.held_out),
+            prompts=states.prompts,
+            prompt_states=states.prompt_states,
+            unconditional=states.unconditional,
             device=self.engine.device,
             precision=self.engine.precision,
         )
@@ -128,8 +122,8 @@ class Run:
         self.step = DiffusionStep(
             self.engine,
             config.objective,
-            self.captions,
-            unconditional,
+            states.train,
+            states.unconditional,
             self.ema,
             config.schedule,
             config.steps,
@@ -145,23 +139,29 @@ class Run:
         if self.spec.rank == 0:
             self.emit({"event": "resumed", "step": found.step, "path": str(found.path)})
 
-    def _loop(self, done: int) -> tuple[int, bool]:
+    def _loop(self, done: int, found: checkpoint.Checkpoint | None) -> tuple[int, bool]:
         config, train = self.config, self.dataset.split("train")
-        loader = Loader(
-            train,
-            resolution=config.model.resolution,
-            global_batch=config.global_batch,
-            seed=config.seed,
-            rank=self.spec.rank,
-            world=self.spec.world,
-            prefetch=config.data.prefetch,
-            cache_mb=config.data.cache_mb,
+        loader = ranks.on_every_rank(  # a node of its own may have no room for the lists of the buckets
+            lambda: Loader.open(
+                self.dataset,
+                config.data,
+                resolution=config.model.resolution,
+                global_batch=config.global_batch,
+                seed=config.seed,
+                rank=self.spec.rank,
+                world=self.spec.world,
+            )
         )
-        self.skipped = skipped = SkippedSamples(loader.skipped, train.name, self.spec.rank, self.emit)
+        if self.spec.rank == 0:
+            for line in (account(train.records, loader.schedule.members), loader.account()):
+                self.emit({"event": "info", "message": line})
+        self.accounts = ranks.on_every_rank(
+            lambda: Accounts(self.spec, config, self.dataset, train, loader.skipped, found, self.emit)
+        )
         pace = loop.Pace(
             config.steps, config.evaluation.every_steps, config.checkpoint.every_steps, config.global_batch
         )
-        hooks = loop.Hooks(self._on_step, self._evaluate, self._save, self._should_stop)
+        hooks = loop.Hooks(self._commit, self._on_step, self._evaluate, self._save)
         self.first = done + 1
         try:
             if done >= config.steps:  # finished before: measure again, so that the caller gets its metrics
@@ -169,13 +169,16 @@ class Run:
             return loop.run(self.step, loader.batches(done * config.global_batch), done, pace, hooks)
         finally:
             loader.close()
-            skipped.close()
+            self.accounts.close()
+
+    def _commit(self, done: int, batch: Batch) -> bool:
+        return self.accounts.commit(done, batch, self.asked_to_stop)
 
     def _on_step(self, done: int, metrics: Mapping[str, float]) -> None:
         if done == self.first:
             self.emit(mark("first step"))
-        metrics = {**metrics, "skipped_samples": self.skipped_in_all}
         if self.spec.rank == 0:
+            metrics = {**metrics, "skipped_samples": self.accounts.skipped_samples}
             self.emit({"event": "step", "step": done, "metrics": metrics})
             if self.tracker:
                 self.tracker.log_metrics(done, metrics)
@@ -205,11 +208,13 @@ class Run:
         with self.ema.swapped():
             average = self.engine.weights()
         if self.spec.rank == 0:
+            use = self.accounts.flushed()  # before the checkpoint that names it
             about = {
                 "config": self.config.model_dump(mode="json"),
                 "data_hash": self.dataset.hash,
                 "code": dict(self.spec.tags),
                 "world": self.spec.world,
+                "use": use,
             }
             saved = checkpoint.save(
                 self.run_dir / "checkpoints",
@@ -220,14 +225,12 @@ class Run:
                 keep=self.config.checkpoint.keep,
             )
             self.emit({"event": "checkpoint", "step": done, "path": str(saved.path)})
+            if self.tracker:
+                self.tracker.log_tag("data.use_digest", use["digest"])
         dist.barrier()  # no rank goes on before the state that it may be asked to return to exists
 
     def _should_stop(self) -> bool:
-        if self.skipped:
-            self.skipped.tell()
-        asked, skipped = ranks.total(self.asked_to_stop, len(self.skipped or ()))  # at every step: one sum for both
-        self.skipped_in_all = int(skipped)
-        return bool(asked)
+        return bool(ranks.total(self.asked_to_stop)[0])
 
     def _context(self) -> RunContext:
         return RunContext(
@@ -251,20 +254,6 @@ class Run:
 
     def _warn(self, message: str) -> None:
         self.emit({"event": "warning", "message": message})
-
-
-def _caption(split: Split, index: int) -> str:
-    """A sample's caption; none where it is damaged, for the loader passes over such a sample."""
-    try:
-        return split.caption(index)
-    except DataError:
-        return ""
-
-
-def _spread(captions: Sequence[str], count: int) -> list[str]:
-    """``count`` captions, evenly spread."""
-    total = min(count, len(captions))
-    return [captions[i * len(captions) // total] for i in range(total)]
 
 
 def _strip(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from training.models import apply_unet
 from training.objectives import Draws, ObjectiveConfig
 from training.optim import ScheduleConfig
 from training.parallel import Engine
+from training.states import CaptionStates
 
 
 class ObjectiveLoss(torch.nn.Module):
@@ -36,9 +37,16 @@ class ObjectiveLoss(torch.nn.Module):
         """The network contract."""
         return apply_unet(self.network, x, t, conditioning)
 
-    def forward(self, clean: torch.Tensor, conditioning: Conditioning, draws: Draws) -> torch.Tensor:
-        """The mean loss ``[]`` of a micro-batch."""
-        return self.objective.loss(self.predict, clean, conditioning, draws).mean()
+    def forward(
+        self, clean: torch.Tensor, conditioning: Conditioning, draws: Draws, valid: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss ``[]`` of a micro-batch: the mean over its rows, of which those that are not ``valid [B]`` are 0.
+
+        So a sample that cannot be read has no gradient, and the others weigh what they weigh in every batch: nothing
+        depends on which rank or micro-batch the row was in.
+        """
+        losses = self.objective.loss(self.predict, clean, conditioning, draws)
+        return torch.where(valid, losses, torch.zeros_like(losses)).mean()
 
 
 class DiffusionStep:
@@ -59,7 +67,7 @@ class DiffusionStep:
         self,
         engine: Engine,
         objective: ObjectiveConfig,
-        captions: Conditioning,
+        captions: CaptionStates,
         unconditional: Conditioning,
         ema: Ema,
         schedule: ScheduleConfig,
@@ -73,26 +81,45 @@ class DiffusionStep:
     def __call__(self, step: int, batch: Batch) -> Mapping[str, float]:
         """Train on this rank's share of a global batch.
 
+        The loss that is told is the mean over the rows that could be read, of all ranks; without any, none is told.
+
         Raises:
             TrainingError: the loss or the gradient is not finite, on every rank alike, for both are the whole batch's.
         """
         rate = self.engine.peak_learning_rate * self.schedule.factor(step, self.steps)
         loss, norm = self.engine.step(self._micro_batches(batch), rate)
-        dist.all_reduce(loss)
-        metrics = {"loss": float(loss) / dist.get_world_size(), "gradient_norm": norm, "learning_rate": rate}
+        told = torch.stack([loss, loss.new_tensor(sum(batch.valid) / len(batch))])
+        dist.all_reduce(told)
+        total, shares = told.tolist()
+        metrics = {"gradient_norm": norm, "learning_rate": rate}
+        if shares:
+            metrics["loss"] = total / shares
         _check_finite(step, metrics)
         self.ema.update(step)
         return metrics
 
-    def _micro_batches(self, batch: Batch) -> Iterator[tuple[torch.Tensor, Conditioning, Draws]]:
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[torch.Tensor, Conditioning, Draws, torch.Tensor]]:
         rows, device = self.engine.micro_batch, self.engine.device
         for start in range(0, len(batch.sample_ids), rows):
             part = slice(start, start + rows)
             ids = list(batch.sample_ids[part])
-            images = batch.images[part].to(device)
+            images = as_clean(batch.images[part], device)
             draws = self.objective.draw(self.seed, list(batch.epochs[part]), ids, tuple(images.shape[1:]))
-            captions = self.captions.rows(torch.tensor(ids)).where(draws.keep_caption, self.unconditional)
-            yield images, captions.to(device), draws.to(device)
+            captions = self.captions.rows(ids).where(draws.keep_caption, self.unconditional)
+            valid = torch.tensor(batch.valid[part], device=device)
+            yield images, captions.to(device), draws.to(device), valid
+
+
+def as_clean(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """What the loader delivers as what networks see: uint8 pixels become -1..1, and latents stay what they are.
+
+    Returns:
+        float32 on the device, of the shape of ``images``.
+    """
+    # bytes travel, a quarter of what floats would be, and while the device still works on what came before
+    moved = images.to(device, non_blocking=True)
+    values = moved.to(torch.float32, memory_format=torch.contiguous_format)
+    return values.div_(127.5).sub_(1.0) if images.dtype == torch.uint8 else values
 
 
 def _check_finite(step: int, metrics: Mapping[str, float]) -> None:

@@ -80,7 +80,7 @@ class SweepJob:
         Raises:
             DataError: it is not there, or damaged.
         """
-        return Dataset.open(self.recipe.data.path)
+        return Dataset.open(self.recipe.data.path, self.recipe.data.disk_cache)
 
     def trial_folder(self, number: int) -> Path:
         """Where one trial keeps its state."""

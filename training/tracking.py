@@ -143,6 +143,10 @@ class Tracker:
             self._file_works = False
         self._outbox.put(record)
 
+    def log_tag(self, name: str, value: str) -> None:
+        """Set a tag of the run."""
+        self._outbox.put(outbox.Tag(name, value))
+
     def log_image(self, image: Image.Image, key: str, step: int) -> None:
         """Add a picture to the run's image grid under ``key``."""
         self._outbox.put(outbox.Picture(image.copy(), key, step))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,7 +27,9 @@ def sweep(
     search: Annotated[
         list[str] | None, typer.Option(help="A field to search: key=choice(a, b), uniform(a, b) or loguniform(a, b).")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="The data set's folder; the same as --set data.path=...")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="The data set's folder or its URL; the same as --set data.path=...")
+    ] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="Override a field: section.key=value.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="How many sets of values to try.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Steps of a trial that is not stopped.")] = 100,

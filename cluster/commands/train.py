@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,7 +20,9 @@ EXAMPLES = {
 def train(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A packaged recipe (base, smileys) or a YAML file.")] = "base",
-    data: Annotated[Path | None, typer.Option(help="The data set's folder; the same as --set data.path=...")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="The data set's folder or its URL; the same as --set data.path=...")
+    ] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="Override a field: section.key=value.")] = None,
     publish: Annotated[bool, typer.Option("--publish", help="Evaluate and register the model at the end.")] = False,
     dry_run: Annotated[

@@ -32,12 +32,17 @@ def row(name: str, unit: str, ours: list[float], peer: list[float], peer_name: s
     return Row(name, unit, round(middle, 3), None if other is None else round(other, 3), peer_name, ratio, goal, met)
 
 
-def arguments(description: str) -> argparse.Namespace:
+def parser(description: str) -> argparse.ArgumentParser:
     """``--json FILE`` and ``--rounds N``."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each side is measured, alternating")
-    return parser.parse_args()
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", type=Path, help="write the rows to this file")
+    made.add_argument("--rounds", type=int, default=3, help="how often each side is measured, alternating")
+    return made
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """The options that every benchmark has."""
+    return parser(description).parse_args()
 
 
 def publish(rows: list[Row], file: Path | None) -> None:

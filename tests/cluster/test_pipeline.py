@@ -155,8 +155,9 @@ def test_paths_are_absolute_before_they_leave(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     config = pipeline.load("base", ["data.path=data/cats", "text.encoder=models/mine"])
     assert (config.data.path, config.text.encoder) == (f"{tmp_path}/data/cats", f"{tmp_path}/models/mine")
-    config = pipeline.load("base", [], Path("a: b #1"))
+    config = pipeline.load("base", [], "a: b #1")
     assert config.data.path == f"{tmp_path}/a: b #1"
+    assert pipeline.load("base", [], "s3://bucket/a: b #1/").data.path == "s3://bucket/a: b #1"
     config = pipeline.load("base", [])
     assert config.data.path == ""
     assert config.text.encoder.startswith("packaged:")

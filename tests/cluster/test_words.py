@@ -45,7 +45,7 @@ def recipe(sent: Sent) -> dict[str, Any]:
 def test_a_folder_named_like_a_command(sent: Sent, tmp_path: Path) -> None:
     call("data", "build", "pictures", "data", "--held-out", "0.2", "--force", "--address", ADDRESS)
     assert sent["words"] == [
-        *("data", "build", "--held-out=0.2", "--force", "--"),
+        *("data", "build", "--force", "--held-out=0.2", "--"),
         *(str(tmp_path / "pictures"), str(tmp_path / "data")),
     ]
 

@@ -67,6 +67,8 @@ def test_a_run_tells_mlflow_everything(undisturbed: dict[str, Any], mlflow_uri: 
     assert run.data.params["text.max_tokens"] == "12"
     assert len(run.data.tags["darkroom.lock_sha256"]) == 64
     assert run.data.tags["darkroom.data_hash"] == json.loads((small_data / "manifest.json").read_text())["hash"]
+    saved = json.loads(next(Path(undisturbed["run_dir"]).glob("checkpoints/*12/checkpoint.json")).read_text())
+    assert run.data.tags["data.use_digest"] == saved["about"]["use"]["digest"]
     assert run.inputs.dataset_inputs
     for name in ("loss", "learning_rate", "gradient_norm", "images_per_s"):
         steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]

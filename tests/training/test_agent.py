@@ -58,7 +58,7 @@ def test_a_run_tells_of_everything_in_order(runs: Any) -> None:
     (rank,) = runs.start(config, "run")
     assert rank.end() == 0
     marks = {event["name"]: event["time_s"] - began for event in rank.told("mark")}
-    assert list(marks) == ["process forked", "process group joined", "engine built", "first step"]
+    assert list(marks) == ["process forked", "process group joined", "captions encoded", "engine built", "first step"]
     print("seconds since the launch:", {name: round(seconds, 2) for name, seconds in marks.items()})  # noqa: T201
     assert [event["step"] for event in rank.told("step")] == [1, 2, 3, 4, 5, 6]
     metrics = rank.told("step")[0]["metrics"]

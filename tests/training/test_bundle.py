@@ -15,7 +15,7 @@ from training.bundle import Provenance, load_bundle, read_manifest, verify_bundl
 from training.conditioning import TextConfig, TextEncoder
 from training.errors import CheckpointError
 from training.models import UNetConfig
-from training.samplers import Guided, sample
+from training.samplers import Guided, sample, times
 
 _PROVENANCE = Provenance(
     run_id="0" * 32,
@@ -86,7 +86,7 @@ def test_a_stranger_loads_it_and_gets_our_sampler_s_pictures(bundle: Path, tmp_p
     captions = loaded.encoder.encode(["a robot face", "a sad cat"])
     guided = Guided(loaded.denoiser, loaded.encoder.encode(["blue", "blue"]), torch.full((2,), 2.5))
     for name, denoiser in (("guided", guided), ("plain", loaded.denoiser)):
-        ours = sample(denoiser, start, captions, steps=4, shift=1.7) / 2 + 0.5
+        ours = sample(denoiser, start, captions, times(4, 1.7)) / 2 + 0.5
         torch.testing.assert_close(theirs[name], ours, rtol=0, atol=2e-5)
         assert ours.std() > 0.05, "the comparison is of pictures, not of constants"
 

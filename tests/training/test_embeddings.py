@@ -1,12 +1,15 @@
 """Caption states: computed once, the same as computed now, and a prompt that does not fit is refused in words."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from training.conditioning import TextConfig, TextEncoder, directory_hash, encoder_directory
-from training.embeddings import embed_once, embeddings_path, ensure_embedded
+from training.conditioning import TextConfig, TextEncoder, encoder_directory
+from training.data.storage import Folder
+from training.directory_hash import directory_hash
+from training.embeddings import embed_once, embeddings_name
 from training.errors import ConfigError, UsageError
 
 CONFIG = TextConfig(max_tokens=12)
@@ -19,8 +22,8 @@ def encoder() -> TextEncoder:
 
 
 def test_kept_states_are_those_computed_now(tmp_path: Path, encoder: TextEncoder) -> None:
-    fresh = embed_once(tmp_path, CONFIG, CAPTIONS)
-    kept = embed_once(tmp_path, CONFIG, CAPTIONS)
+    fresh = embed_once(Folder.at(tmp_path), CONFIG, CAPTIONS)
+    kept = embed_once(Folder.at(tmp_path), CONFIG, CAPTIONS)
     now = encoder.encode(CAPTIONS)
     for found in (fresh, kept):
         assert torch.equal(found.tokens, now.tokens)
@@ -33,28 +36,46 @@ def test_kept_states_are_those_computed_now(tmp_path: Path, encoder: TextEncoder
 
 
 def test_states_are_computed_once(tmp_path: Path) -> None:
-    path = ensure_embedded(tmp_path, CONFIG, CAPTIONS)
+    embed_once(Folder.at(tmp_path), CONFIG, CAPTIONS)
+    path = tmp_path / embeddings_name(CONFIG, CAPTIONS)
     before = path.stat()
-    assert ensure_embedded(tmp_path, CONFIG, CAPTIONS) == path
-    embed_once(tmp_path, CONFIG, CAPTIONS)
+    embed_once(Folder.at(tmp_path), CONFIG, CAPTIONS)
     after = path.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "the file was not written again"
     assert list(tmp_path.iterdir()) == [path], "and nothing half-written is left"
 
 
-def test_other_captions_orders_and_encoders_have_other_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [0, 100, -1])
+def test_a_damaged_file_is_made_again(tmp_path: Path, left: int) -> None:
+    before = embed_once(Folder.at(tmp_path), CONFIG, CAPTIONS)
+    path = tmp_path / embeddings_name(CONFIG, CAPTIONS)
+    content = path.read_bytes()
+    path.write_bytes(content[:left])
+    assert torch.equal(embed_once(Folder.at(tmp_path), CONFIG, CAPTIONS).tokens, before.tokens)
+    assert path.read_bytes() == content
+
+
+def test_other_captions_orders_and_encoders_have_other_files() -> None:
     lists = [CAPTIONS, CAPTIONS[:-1], CAPTIONS[::-1], ["a", "b"], ["ab"], ["a b"], ["a", "b", ""], []]
-    paths = [embeddings_path(tmp_path, CONFIG, captions) for captions in lists]
-    assert len(set(paths)) == len(lists)
-    assert all(path.parent == tmp_path for path in paths)
-    assert embeddings_path(tmp_path, TextConfig(max_tokens=13), CAPTIONS) != paths[0]
-    assert embeddings_path(tmp_path, CONFIG, list(CAPTIONS)) == paths[0]
+    names = [embeddings_name(CONFIG, captions) for captions in lists]
+    assert len(set(names)) == len(lists)
+    assert embeddings_name(TextConfig(max_tokens=13), CAPTIONS) != names[0]
+    assert embeddings_name(CONFIG, list(CAPTIONS)) == names[0]
 
 
-def test_the_packaged_encoder_is_itself_wherever_it_lies() -> None:
+def test_the_packaged_encoder_is_itself_wherever_it_lies(tmp_path: Path) -> None:
     directory = encoder_directory(CONFIG.encoder)
     assert encoder_directory(str(directory)) == directory
-    assert directory_hash(directory, 12) != directory_hash(directory, 13)
+    shutil.copytree(directory, tmp_path / "copy")
+    assert directory_hash(tmp_path / "copy") == directory_hash(directory)
+    (tmp_path / "copy" / "LICENSE").write_text("another text")
+    (tmp_path / "same").mkdir()
+    shutil.copytree(tmp_path / "copy", tmp_path / "same", dirs_exist_ok=True)
+    assert directory_hash(tmp_path / "same") == directory_hash(directory), "what is not computed with does not count"
+    config = tmp_path / "same" / "config.json"
+    shutil.copytree(tmp_path / "same", tmp_path / "edited")
+    (tmp_path / "edited" / config.name).write_text(config.read_text() + " ")
+    assert directory_hash(tmp_path / "edited") != directory_hash(directory)
 
 
 def test_a_captions_states_do_not_depend_on_its_neighbours(encoder: TextEncoder) -> None:
@@ -89,7 +110,7 @@ def test_a_prompt_that_would_be_cut_is_refused_in_words(encoder: TextEncoder) ->
 
 def test_an_encoder_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        embed_once(tmp_path, TextConfig(encoder=str(tmp_path / "none")), ["a"])
+        embed_once(Folder.at(tmp_path), TextConfig(encoder=str(tmp_path / "none")), ["a"])
     text = str(caught.value)
     assert "The text encoder cannot be found." in text
     assert "packaged:all-minilm-l6-v2" in text

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from training import checkpoint, registry
+from training.bundle_manifest import verify_bundle
 from training.data.build import build
 from training.data.config import BuildConfig
 from training.data.dataset import Dataset
@@ -42,13 +43,28 @@ def finished(runs: Any, tmp_path: Path, mlflow_uri: str) -> Finished:
     return Finished(runs, tmp_path, mlflow_uri, f"published-{tmp_path.name}"[:60])
 
 
+def damage_captions(data: Path) -> None:
+    """Of one picture in each split, as a disk may after the run has ended."""
+    for name in ("train", "held_out"):
+        record = Dataset.open(data).split(name).records[0]
+        with (data / f"{name}-000000.tar").open("r+b") as file:
+            file.seek(int(record["json_offset"]))
+            file.write(b"?" * int(record["json_size"]))
+
+
 def test_a_checkpoint_is_published_once(finished: Finished) -> None:
+    damage_captions(finished.data)
     first = finished.publish("first.log")
+    assert first.code == 0, first.log.read_text()[-3000:]
     (told,) = first.told("published")
     assert set(told["metrics"]) == {
         "held_out_loss",
         *(f"kid_{split}{what}" for split in ("held_out", "train") for what in ("", "_std", "_images")),
     }
+    found, _ = checkpoint.newest(finished.run_dir / "checkpoints")
+    assert found is not None
+    assert len(found.about["use"]["digest"]) == 32
+    assert verify_bundle(finished.run_dir / "bundle").provenance.use_digest == found.about["use"]["digest"]
     # a command that was killed after the registration has kept no record of it, and perhaps not the bundle either
     shutil.rmtree(finished.run_dir / "bundle")
     (again,) = finished.publish("again.log").told("published")

@@ -1,13 +1,11 @@
 """Interrupted runs end where uninterrupted ones do, bit for bit; and what is not the same run is refused."""
 
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -154,31 +152,6 @@ def test_all_ranks_go_on_from_what_rank_0_chose(runs: Any) -> None:
     assert ranks[0].told("done") == ranks[1].told("done") == [{"event": "done", "step": 8, "stopped": False}]
 
 
-def test_damaged_samples_are_passed_over_named_and_counted(runs: Any, tmp_path: Path) -> None:
-    """One sample's fields and one's picture, each met by a rank in every epoch."""
-    data = tmp_path / "damaged"
-    shutil.copytree(runs.data, data)
-    index = np.load(data / "train.index.npy", allow_pickle=False)
-    with (data / "train-000000.tar").open("r+b") as file:
-        for number, part in ((2, "json"), (5, "image")):
-            file.seek(int(index[number][f"{part}_offset"]))
-            file.write(b"?" * int(index[number][f"{part}_size"]))
-    epochs = -(-3 * len(index) // 8)
-    config = runs.config(steps=epochs, data={"path": str(data)}, workers={"count": 2})
-    ranks = runs.start(config, "run", 2)
-    assert [rank.end() for rank in ranks] == [0, 0], ranks[0].log.read_text()[-3000:]
-    counts = 0
-    for number, rank in enumerate(ranks):
-        *named, closing = [event["message"] for event in rank.told("warning")]
-        assert all(f"is skipped on rank {number}, for it cannot be read: " in message for message in named)
-        assert {message.split(" ")[0] for message in named} <= {"train[2]", "train[5]"}
-        assert closing == f"{len(named)} samples of train were skipped on rank {number}."
-        counts += len(named)
-    told = [event["metrics"]["skipped_samples"] for event in ranks[0].told("step")]
-    assert told == sorted(told)
-    assert 2 <= told[-1] <= counts, "the loaders may have met more of them ahead of the last step"
-
-
 @pytest.fixture
 def finished(runs: Any) -> Any:
     """A run of six steps."""
@@ -226,6 +199,14 @@ def test_another_recipe_is_refused_in_words(runs: Any, finished: Any, section: s
     assert f"The run tiny began with another recipe: {section} has changed." in error["message"]
     assert "mend:" in error["message"]
     assert rank.told("step") == []
+
+
+def test_another_order_of_the_samples_is_another_recipe(runs: Any, finished: Any) -> None:
+    (rank,) = runs.start(runs.config(data={"block": 7}), "run")
+    assert rank.end() == 1
+    (error,) = rank.told("error")
+    assert "The run tiny began with another recipe: data.block has changed." in error["message"]
+    assert finish(runs, runs.config(data={"prefetch": 3}), "run", 1).told("resumed")
 
 
 def test_more_steps_and_another_pace_are_the_same_run(runs: Any, finished: Any) -> None:

@@ -1,11 +1,16 @@
-"""A step that diverges ends the run with its reason, on every rank, before a checkpoint is made of it."""
+"""A step that diverges ends the run with its reason, on every rank, before a checkpoint is made of it; and a sample
+that cannot be read leaves no trace in a step."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from training import checkpoint
+from training.noise import normal
+from training.objectives import Draws, RectifiedFlow
+from training.step import ObjectiveLoss, as_clean
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2])
@@ -43,3 +48,51 @@ def test_averaged_weights_that_diverge_are_never_measured(runs: Any) -> None:
     (error,) = rank.told("error")
     assert "The held-out loss is not a number" in error["message"]
     assert not rank.told("evaluation")
+
+
+class Convolution(ObjectiveLoss):
+    """A network of one layer, which looks at nothing but the pictures."""
+
+    def predict(self, x: torch.Tensor, t: torch.Tensor, conditioning: Any) -> torch.Tensor:  # noqa: ARG002  as its base
+        found: torch.Tensor = self.network(x)
+        return found
+
+
+@pytest.mark.parametrize("missing", [(1,), (0, 3), (0, 1, 2, 3)])
+def test_a_row_that_is_not_valid_has_no_gradient_and_the_others_keep_theirs(missing: tuple[int, ...]) -> None:
+    """The sum of the readable rows' own gradients over the rows of the batch, whatever the missing ones hold."""
+    objective = RectifiedFlow()
+    network = torch.nn.Conv2d(3, 3, 3, padding=1)
+    loss = Convolution(network, objective)
+    shape = (3, 8, 8)
+    clean = normal(0, "clean", shape=(4, *shape)).clamp(-1, 1)
+    draws = objective.draw(0, [0] * 4, [5, 6, 7, 8], shape)
+
+    def gradient(rows: list[int], valid: list[bool], pictures: torch.Tensor) -> tuple[float, torch.Tensor]:
+        part = Draws(draws.t[rows], draws.noise[rows], draws.keep_caption[rows])
+        network.zero_grad()
+        value = loss(pictures[rows], None, part, torch.tensor(valid))
+        value.backward()
+        assert network.weight.grad is not None
+        return float(value.detach()), network.weight.grad.clone()
+
+    kept = [row for row in range(4) if row not in missing]
+    alone = [gradient([row], [True], clean) for row in kept]
+    for filling in (0.0, 1.0):
+        pictures = clean.clone()
+        pictures[list(missing)] = filling
+        value, found = gradient([0, 1, 2, 3], [row not in missing for row in range(4)], pictures)
+        assert value == pytest.approx(sum(each for each, _ in alone) / 4, abs=1e-6)
+        expected = sum((each for _, each in alone), torch.zeros_like(found)) / 4
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_pixels_become_numbers_around_zero_and_latents_stay() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 8, 8, 4).permute(0, 3, 1, 2)
+    values = as_clean(pixels, torch.device("cpu"))
+    assert values.dtype == torch.float32
+    assert values.is_contiguous()
+    assert (values.min(), values.max()) == (-1, 1)
+    assert torch.equal(((values + 1) * 127.5).round().to(torch.uint8), pixels)
+    latents = normal(0, "latents", shape=(2, 4, 4, 4))
+    assert torch.equal(as_clean(latents, torch.device("cpu")), latents)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -34,7 +35,8 @@ def _build(folder: Path, first: int, held_out: float) -> None:
     source = folder / f"pictures-{first}"
     source.mkdir()
     for number in range(first, first + 20):
-        Image.new("RGB", (16, 16), (number, 99, 255 - number)).save(source / f"{number}.png")
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(source / f"{number}.png")
     build(source, folder / "data", BuildConfig(held_out=held_out), force=True)
 
 

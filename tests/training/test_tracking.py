@@ -45,6 +45,7 @@ def test_a_run_holds_everything(mlflow_uri: str, tmp_path: Path) -> None:
     for step in range(1200):
         tracker.log_metrics(step, {"loss": 1 / (step + 1), "learning_rate": 0.1})
     tracker.log_image(Image.new("RGB", (40, 20), (9, 99, 9)), "contact sheet", 7)
+    tracker.log_tag("data.use_digest", "cd" * 16)
     (tmp_path / "note.txt").write_text("hello")
     tracker.log_artifact(tmp_path / "note.txt", "notes")
     assert tracker.close("FINISHED", timeout_s=60) == 0
@@ -56,6 +57,7 @@ def test_a_run_holds_everything(mlflow_uri: str, tmp_path: Path) -> None:
     assert run.data.tags["mlflow.parentRunId"] == parent.run_id
     assert run.data.tags["ray.trial_id"] == "t1"
     assert run.data.tags["darkroom.data_hash"] == "ab" * 32
+    assert run.data.tags["data.use_digest"] == "cd" * 16
     assert run.data.params["model.widths"] == "[8, 16]"
     assert "system/cpu_utilization_percentage" in run.data.metrics
     (given,) = run.inputs.dataset_inputs

@@ -36,11 +36,17 @@ class Batch:
     """One rank's share of a global batch.
 
     Attributes:
-        images: ``[rows, 3, resolution, resolution]`` float32 in -1..1.
+        images: ``[rows, 3, height, width]`` uint8, in channels-last memory as decoders write it; the step converts it
+            on the device. Another reader than that of pixels brings its own channels and type.
         captions: one per row.
-        sample_ids: one per row, the index of the sample that was read.
-        epochs: one per row; a batch may cross the border between two.
+        sample_ids: one per row.
+        epochs: one per row, how often its sample was read before; a batch may cross the border between two.
         position: place in the endless stream of the first sample of the *global* batch.
+        valid: one per row; False where the sample cannot be read. Such a row is zeros, and no other sample takes its
+            place.
+        bucket: number of the shape among those of the schedule.
+        sizes: ``[rows, 6]`` int32, what SDXL conditions on: height and width of the picture, top and left of the cut,
+            height and width of the target, pixels (see ``augment.conditioning``); zeros where a row is not valid.
     """
 
     images: torch.Tensor
@@ -48,6 +54,9 @@ class Batch:
     sample_ids: tuple[int, ...]
     epochs: tuple[int, ...]
     position: int
+    valid: tuple[bool, ...]
+    bucket: int
+    sizes: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.sample_ids)

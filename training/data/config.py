@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from training.data.clean import CleanConfig
 from training.data.decode import background_rgb
+from training.data.normalise import OriginalStore, StoreConfig
+from training.data.sources.config import SourceConfig
 
 
 class BuildConfig(BaseModel):
@@ -19,6 +21,10 @@ class BuildConfig(BaseModel):
     """A shard is closed before it would exceed this many megabytes (10**6 bytes)."""
     background: str = "#ffffff"
     """The colour behind transparent pixels: a name or ``#rrggbb``; stored as ``#rrggbb``."""
+    source: SourceConfig = SourceConfig()
+    """How the source is read."""
+    store: StoreConfig = OriginalStore()
+    """What is written into the shards."""
     clean: CleanConfig = CleanConfig()
     """What a picture must be to be kept."""
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
-import time
-import weakref
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +11,82 @@ from PIL import Image
 
 from training.data.batch import Sample
 from training.data.captions import parse_object
-from training.data.clean import describe
 from training.data.decode import background_rgb, decode
+from training.data.disk_cache import DiskCacheConfig
+from training.data.findings import describe
 from training.data.index import read_index
-from training.data.manifest import SPLITS, Manifest, SplitFacts, SplitName, check_files, read_manifest
-from training.errors import DarkroomError, DataError, StorageError, UsageError
+from training.data.manifest import MANIFEST, SPLITS, Manifest, SplitFacts, SplitName, check_files, read_manifest
+from training.data.shard_files import LocalShards, RemoteShards, ShardFiles
+from training.data.storage import Folder
+from training.errors import DarkroomError, DataError, UsageError
 
-_log = logging.getLogger(__name__)
-_MAX_OPEN = 256
-"""Shards that a split keeps open; those beyond are opened for each read, for a process may open only so many."""
-_PAUSES_S = (0.05, 0.2, 1.0)
-"""Pauses before a read that storage refused is tried again: a failover takes a moment, a full table of files too."""
+_BESIDE = 1024
+"""Two members this close are side by side: the first is padded to a whole block, and a header follows."""
+
+
+def is_dataset(place: str | Path) -> bool:
+    """Whether ``Dataset.open`` finds a data set there, sound or not.
+
+    Raises:
+        StorageError: storage refuses or does not answer.
+    """
+    from training.data.foreign import are_shards
+
+    folder = Folder.at(place)
+    return folder.exists(MANIFEST) or are_shards(folder)
 
 
 class Dataset:
-    """A data set that ``darkroom data build`` made; use ``Dataset.open``.
+    """A data set that ``darkroom data build`` made, or shards that others made; use ``Dataset.open``.
 
     Attributes:
-        path: its folder.
+        path: its folder; a URL as text where it lies behind a network.
+        folder: the same, as storage.
         manifest: what it holds.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+    def __init__(self, place: str | Path | Folder, manifest: Manifest, cache: DiskCacheConfig | None = None) -> None:
+        self.folder = place if isinstance(place, Folder) else Folder.at(place)
+        self.path: Path | str = self.folder.local or self.folder.place
         self.manifest = manifest
+        self._cache = cache or DiskCacheConfig()
 
     @classmethod
-    def open(cls, path: str | Path) -> Dataset:
+    def open(cls, place: str | Path, cache: DiskCacheConfig | None = None) -> Dataset:
         """Read the manifest and compare the files' sizes with it; reads no picture.
+
+        Args:
+            place: a folder or a URL of one, with a manifest; or with tars of WebDataset that others made, which are
+                indexed first (see ``foreign``).
+            cache: what is kept on this machine's disk of a data set behind a network; the defaults where None.
 
         Raises:
             DataError: no data set there, or a damaged one.
+            StorageError: storage refuses or does not answer.
         """
-        folder = Path(path)
+        folder = Folder.at(place)
+        if not folder.exists(MANIFEST):
+            from training.data.foreign import are_shards, open_foreign
+
+            if are_shards(folder):
+                return open_foreign(place, cache=cache)
         manifest = read_manifest(folder)
         check_files(folder, manifest)
-        return cls(folder, manifest)
+        return cls(folder, manifest, cache)
 
     @property
     def hash(self) -> str:
         """Names the data set: 64 hexadecimal digits."""
         return self.manifest.hash
+
+    def verify(self) -> None:
+        """Read every file and compare its checksum with the manifest.
+
+        Raises:
+            DataError: naming the files that are missing or differ.
+            StorageError: storage refuses or does not answer.
+        """
+        check_files(self.folder, self.manifest, checksums=True)
 
     def split(self, name: SplitName) -> Split:
         """One split.
@@ -66,7 +97,16 @@ class Dataset:
         """
         if name not in SPLITS:
             raise UsageError("There is no such split.", value=name, rule="a split of the data set", options=SPLITS)
-        return Split(self.path, name, self.manifest.splits[name], background_rgb(self.manifest.config.background))
+        facts, files = self.manifest.splits[name], self.manifest.files
+        background = background_rgb(self.manifest.config.background)
+        if self.folder.local is not None:
+            index = read_index(self.folder.local / facts.index, facts.count)
+            return Split(self.folder.place, name, facts, index, LocalShards(self.folder.local), background)
+        cache = self._cache.open()
+        listed = files[facts.index]
+        index = read_index(cache.whole(self.folder, facts.index, listed.sha256, listed.size_bytes), facts.count)
+        versions = {shard: (files[shard].size_bytes, files[shard].sha256) for shard in facts.shards}
+        return Split(self.folder.place, name, facts, index, RemoteShards(self.folder, cache, versions), background)
 
 
 class Split:
@@ -76,28 +116,37 @@ class Split:
     answer is a ``StorageError``, which only this process may have met: whoever leaves samples out must not go by it.
 
     Args:
-        folder: the data set's folder.
+        place: where the data set is, for messages.
         name: the split's name.
         facts: the split's part of the manifest.
+        records: the index.
+        files: reads the shards.
         background: red, green, blue behind transparent pixels.
 
-    Raises:
-        DataError: the index cannot be read.
+    Attributes:
+        records: the index, one record of ``index.DTYPE`` per sample; mapped and not in memory.
+        shards: the shards' file names, in the order of the index's shard numbers.
     """
 
-    def __init__(self, folder: Path, name: SplitName, facts: SplitFacts, background: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        place: str,
+        name: SplitName,
+        facts: SplitFacts,
+        records: np.ndarray,
+        files: ShardFiles,
+        background: tuple[int, int, int],
+    ) -> None:
         self.name = name
         self.background = background
-        self._folder = folder
-        self._shards = facts.shards
-        self._index = read_index(folder / facts.index, facts.count)
-        self._files: dict[int, int] = {}
-        self._stale: list[int] = []
-        self._lock = threading.Lock()
-        weakref.finalize(self, _close_all, self._files, self._stale)
+        self.records = records
+        self._plain_records = np.asarray(records)  # mapped as well, and much quicker to take a record from
+        self._place = place
+        self.shards = facts.shards
+        self._files = files
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
         """One sample, its picture decoded at its own size.
@@ -135,8 +184,26 @@ class Split:
             StorageError: storage answers with errors.
             IndexError: there is no such sample.
         """
-        record = self._index[index]
+        record = self.records[index]
         return self._read(index, int(record["image_offset"]), int(record["image_size"]))
+
+    def encoded_with_caption(self, index: int) -> tuple[memoryview, str]:
+        """What training needs of a sample, in one read where its two members lie side by side.
+
+        Raises:
+            DataError: they are damaged or not all there.
+            StorageError: storage answers with errors.
+            IndexError: there is no such sample.
+        """
+        _, size, length, start, fields, *_ = self._plain_records[index].item()
+        fields -= start
+        if not size <= fields <= size + _BESIDE:
+            return memoryview(self.encoded(index)), self.caption(index)
+        data = memoryview(self._read(index, start, fields + length))
+        try:
+            return data[:size], str(json.loads(str(data[fields:], "utf-8"))["caption"])
+        except (ValueError, KeyError, TypeError):  # unusual or damaged: the slower way tells them apart
+            return data[:size], self.caption(index)
 
     def fields(self, index: int) -> dict[str, Any]:
         """The stored fields of a sample; ``caption`` is always there.
@@ -146,7 +213,7 @@ class Split:
             StorageError: storage answers with errors.
             IndexError: there is no such sample.
         """
-        record = self._index[index]
+        record = self.records[index]
         data = self._read(index, int(record["json_offset"]), int(record["json_size"]))
         try:
             return {"caption": "", **parse_object(data)}
@@ -171,64 +238,22 @@ class Split:
             StorageError: storage answers with errors.
             IndexError: there is no such sample.
         """
-        header = self._read(index, int(self._index[index]["json_offset"]) - 512, 100)
+        header = self._read(index, int(self.records[index]["json_offset"]) - 512, 100)
         return header.rstrip(b"\0").decode("ascii", "replace").removesuffix(".json")
 
     def _read(self, index: int, offset: int, size: int) -> bytes:
-        # pread and not mmap for the shards: threads share no position, and a shard that shrinks under a running
-        # job is an error with a name instead of a SIGBUS that kills the process
-        shard = int(self._index[index]["shard"])
-        if shard >= len(self._shards):
-            raise self._unreadable(index, f"its index names shard {shard} of {len(self._shards)}")
-        data = self._patiently(shard, size, offset)
+        shard = int(self._plain_records["shard"][index])
+        if shard >= len(self.shards):
+            raise self._unreadable(index, f"its index names shard {shard} of {len(self.shards)}")
+        data = self._files.read(self.shards[shard], offset, size)
         if len(data) != size:
-            raise self._unreadable(index, f"{len(data)} of {size} bytes at {offset} of {self._shards[shard]}")
+            raise self._unreadable(index, f"{len(data)} of {size} bytes at {offset} of {self.shards[shard]}")
         return data
-
-    def _patiently(self, shard: int, size: int, offset: int) -> bytes:
-        for pause_s in _PAUSES_S:
-            try:
-                return self._pread(shard, size, offset)
-            except OSError as error:
-                _log.warning("%s is read again: %s", self._shards[shard], describe(error))
-                self._forget(shard)  # a file handle that went stale never recovers
-                time.sleep(pause_s)
-        try:
-            return self._pread(shard, size, offset)
-        except OSError as error:
-            raise StorageError(
-                "A shard cannot be read.",
-                value=str(self._folder / self._shards[shard]),
-                rule=f"{describe(error)}, {len(_PAUSES_S) + 1} times",
-                mend="when the storage answers again, the same command goes on from the newest checkpoint",
-            ) from error
-
-    def _pread(self, shard: int, size: int, offset: int) -> bytes:
-        with self._lock:
-            kept = self._files.get(shard)
-            if kept is None and len(self._files) < _MAX_OPEN:
-                kept = self._files[shard] = os.open(self._folder / self._shards[shard], os.O_RDONLY)
-        if kept is not None:
-            return os.pread(kept, size, offset)
-        with (self._folder / self._shards[shard]).open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), size, offset)
-
-    def _forget(self, shard: int) -> None:
-        """Open the shard anew at its next read; other threads may still read from the old descriptor."""
-        with self._lock:
-            kept = self._files.pop(shard, None)
-            if kept is not None:
-                self._stale.append(kept)
 
     def _unreadable(self, index: int, reason: str) -> DataError:
         return DataError(
             "A sample cannot be read.",
-            value=f"{self.name}[{index}] of {self._folder}",
+            value=f"{self.name}[{index}] of {self._place}",
             rule=reason,
             mend="darkroom data show --verify compares every file with its checksum",
         )
-
-
-def _close_all(files: dict[int, int], stale: list[int]) -> None:
-    for descriptor in (*files.values(), *stale):
-        os.close(descriptor)

@@ -2,180 +2,206 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from training.data.batch import Batch
-from training.data.dataset import Dataset, Split
-from training.data.decode import square
+from training.data.buffers import Buffers
+from training.data.dataset import Dataset
 from training.data.loader_config import LoaderConfig
-from training.data.order import order
+from training.data.pixels import PixelReader, Row
+from training.data.schedule import GlobalBatch, Schedule
 from training.errors import ConfigError, DataError, UsageError
 
-__all__ = ["Loader", "LoaderConfig"]
+__all__ = ["Loader", "LoaderConfig", "Reader"]
 
 _log = logging.getLogger(__name__)
 
-_NEIGHBOURS = 64
-"""Samples tried in place of an unreadable one; when as many are unreadable in a row, the data set is gone."""
+_PART = 32
+"""Rows that a thread decodes at a time, at most: few calls, and yet all threads work on the batch that comes next."""
 
-Decoded = tuple[np.ndarray, str]
-"""``[resolution, resolution, 3]`` uint8 and the caption."""
+
+class Reader(Protocol):
+    """Turns samples into rows of a batch; threads share it."""
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Of the rows."""
+
+    def row_shape(self, width: int, height: int) -> tuple[int, ...]:
+        """Of a row for pictures of this size, channels last."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """The most that rows take which are kept for later epochs."""
+
+    def read(self, sample_id: int, epoch: int, row: np.ndarray) -> Row:
+        """Fill a row.
+
+        Raises:
+            DataError: the sample is damaged, for every process alike.
+            StorageError: storage answers with errors, maybe to this process only.
+        """
 
 
 class Loader:
-    """Reads one rank's rows of each global batch, in the order that seed and epoch name.
+    """Reads one rank's rows of each global batch.
 
-    Nothing but the position is state: two loaders of any age and any world size agree on what lies where.
+    Nothing but the position is state: two loaders of any age and any world size agree on what lies where. The stream
+    has no end and no short batch: samples left over at the end of an epoch share a batch with the first of the next.
+
+    Threads decode, for the decoders leave Python's lock alone: two of them reach what two processes reach, and no
+    batch crosses a process border.
 
     Args:
-        split: what to read.
-        resolution: pictures are cut to their centre square and resized to this side, in pixels.
-        global_batch: rows of all ranks together.
-        seed: names the order.
+        schedule: what each global batch holds.
+        reader: how a sample becomes a row.
         rank: this process, from 0.
         world: processes in all.
         prefetch: batches decoded ahead; more are never held.
-        cache_mb: memory for decoded pictures, in megabytes.
+        threads: that decode; 0 for one per core.
 
     Attributes:
-        skipped: damaged samples met so far and why; each was replaced by the next readable sample.
+        skipped: samples met so far that cannot be read, and why. Their rows are zeros and not valid.
 
     Raises:
-        DataError: the split is empty.
         ConfigError: the global batch cannot be shared equally, or the rank is not in the world.
     """
 
     def __init__(
-        self,
-        split: Split,
+        self, schedule: Schedule, reader: Reader, *, rank: int = 0, world: int = 1, prefetch: int = 2, threads: int = 0
+    ) -> None:
+        _check(schedule.global_batch, rank, world)
+        self.schedule = schedule
+        self.rank = rank
+        self.world = world
+        self.prefetch = prefetch
+        self.skipped: dict[int, str] = {}
+        self._reader = reader
+        self._lock = threading.Lock()
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
+        self._rows = schedule.global_batch // world
+        self._part = max(1, min(_PART, -(-self._rows // self._threads)))
+        largest = max(math.prod(reader.row_shape(each.width, each.height)) for each in schedule.members.buckets)
+        self._buffers = Buffers(self._rows * largest * reader.dtype.itemsize, keep=_buffers(prefetch))
+
+    @classmethod
+    def open(
+        cls,
+        dataset: Dataset,
+        config: LoaderConfig,
         *,
         resolution: int,
         global_batch: int,
         seed: int,
         rank: int = 0,
         world: int = 1,
-        prefetch: int = 2,
-        cache_mb: int = 256,
-    ) -> None:
-        _check(split, resolution, global_batch, rank, world)
-        self.split = split
-        self.resolution = resolution
-        self.global_batch = global_batch
-        self.seed = seed
-        self.rank = rank
-        self.world = world
-        self.prefetch = max(1, prefetch)
-        self.skipped: dict[int, str] = {}
-        self._cache: dict[int, Decoded] = {}
-        self._cache_size = cache_mb * 1_000_000 // (resolution * resolution * 3)
-        self._lock = threading.Lock()
-        workers = min(self.prefetch, os.cpu_count() or 1)
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
-
-    @classmethod
-    def open(
-        cls, config: LoaderConfig, *, resolution: int, global_batch: int, seed: int, rank: int = 0, world: int = 1
     ) -> Loader:
-        """The loader of a data set's training split.
+        """The loader of the pictures of a data set's training split.
 
         Raises:
-            DataError: no data set there, or an empty one.
+            DataError: the split is empty.
             ConfigError: as the loader itself.
+            StorageError: the lists of the buckets cannot be written.
         """
-        return cls(
-            Dataset.open(config.path).split("train"),
-            resolution=resolution,
-            global_batch=global_batch,
+        schedule = Schedule.open(dataset, config, resolution=resolution, global_batch=global_batch, seed=seed)
+        reader = PixelReader(
+            dataset.split("train"),
+            config.augment,
             seed=seed,
-            rank=rank,
-            world=world,
-            prefetch=config.prefetch,
+            scaled=config.scaled_decoding,
             cache_mb=config.cache_mb,
+        )
+        return cls(schedule, reader, rank=rank, world=world, prefetch=config.prefetch, threads=config.threads)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The most that batches take."""
+        return self._buffers.size * _buffers(self.prefetch)
+
+    def account(self) -> str:
+        """Threads and memory, in one line for people."""
+        return (
+            f"each process decodes on {self._threads} threads; batches take up to {self.buffer_bytes / 1e6:.0f} MB,"
+            f" kept rows up to {self._reader.cache_bytes / 1e6:.0f} MB"
         )
 
     def batches(self, position: int = 0) -> Iterator[Batch]:
         """This rank's batches from a place in the stream on, without end.
 
-        A batch is decoded by one thread, ``prefetch`` of them ahead of the consumer and no more.
-
         Args:
-            position: samples that all ranks together have consumed before; any place is reached at once.
+            position: samples that all ranks together have consumed before: a multiple of the global batch. Any place is
+                reached at once.
 
         Raises:
-            UsageError: the position is negative.
-            DataError: so many samples in a row are unreadable that the data set must be gone.
+            UsageError: no batch begins at the position.
             StorageError: storage answers with errors; nothing is skipped for that, for other ranks may not see it.
         """
-        if position < 0:
-            raise UsageError("A position in the stream starts at 0.", value=position, rule="position >= 0")
-        return self._stream(position)
+        number, rest = divmod(position, self.schedule.global_batch)
+        if position < 0 or rest:
+            raise UsageError(
+                "No global batch begins at this position.",
+                value=position,
+                rule=f"0 or a multiple of {self.schedule.global_batch}",
+            )
+        return self._stream(number)
 
-    def _stream(self, position: int) -> Iterator[Batch]:
-        pending: deque[Future[Batch]] = deque()
+    def _stream(self, number: int) -> Iterator[Batch]:
+        pending: deque[_Pending] = deque()
         try:
-            while True:
-                while len(pending) < self.prefetch:
-                    pending.append(self._pool.submit(self._batch, position))
-                    position += self.global_batch
-                yield pending.popleft().result()
+            for each in itertools.count(number):
+                pending.append(self._begin(each))
+                if len(pending) > self.prefetch:
+                    yield pending.popleft().batch()
         finally:
-            for future in pending:
-                future.cancel()
+            while pending:
+                pending.popleft().cancel()
 
-    def _batch(self, position: int) -> Batch:
-        rows = np.arange(position + self.rank, position + self.global_batch, self.world, dtype=np.int64)
-        epochs, within = np.divmod(rows, len(self.split))
-        ids = np.empty_like(rows)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            ids[chosen] = order(self.seed, int(epoch), within[chosen], len(self.split))
-        found = [self._readable(int(index)) for index in ids]
-        return _batch([decoded for _, decoded in found], [index for index, _ in found], epochs.tolist(), position)
+    def _begin(self, number: int) -> _Pending:
+        plan = self.schedule.batch(number, self.rank, self.world)
+        shape = self._reader.row_shape(plan.shape.width, plan.shape.height)
+        values = self._buffers.take((self._rows, *shape), self._reader.dtype)
+        rows = values.numpy()
+        ids, epochs = plan.ids.tolist(), plan.epochs.tolist()
+        parts = []
+        for start in range(0, self._rows, self._part):
+            part = slice(start, start + self._part)
+            parts.append(self._pool.submit(self._read, ids[part], epochs[part], rows[part]))
+        return _Pending(plan, ids, epochs, values, parts)
 
-    def _readable(self, wanted: int) -> tuple[int, Decoded]:
-        """The sample, or the next readable one: every rank and every run takes the same, and no other row moves."""
-        for step in range(min(_NEIGHBOURS, len(self.split))):
-            index = (wanted + step) % len(self.split)
-            if index in self.skipped:
-                continue
-            try:
-                return index, self._decoded(index)
-            except DataError as error:
-                self._skip(index, error)
-        raise DataError(
-            f"{_NEIGHBOURS} samples in a row cannot be read; the data set is gone or damaged.",
-            value=self.skipped.get(wanted),
-            rule=f"a readable sample within {_NEIGHBOURS} of {self.split.name}[{wanted}]",
-            mend="darkroom data show --verify compares every file with its checksum",
-        )
+    def _read(self, ids: list[int], epochs: list[int], rows: np.ndarray) -> list[Row | None]:
+        return [self._row(*each) for each in zip(ids, epochs, rows, strict=True)]
 
-    def _skip(self, index: int, error: DataError) -> None:
+    def _row(self, sample_id: int, epoch: int, row: np.ndarray) -> Row | None:
+        """None where the sample cannot be read: no other moves, and no other is read twice."""
+        try:
+            return self._reader.read(sample_id, epoch, row)
+        except DataError as error:
+            self._skip(sample_id, error)
+            row[:] = 0
+            return None
+
+    def _skip(self, sample_id: int, error: DataError) -> None:
         with self._lock:
-            first = index not in self.skipped
-            self.skipped[index] = error.rule or error.message
+            first = sample_id not in self.skipped
+            self.skipped[sample_id] = error.rule or error.message
         if first:
-            _log.warning("Skipped %s[%d], for it cannot be read: %s", self.split.name, index, error.rule)
-
-    def _decoded(self, index: int) -> Decoded:
-        cached = self._cache.get(index)
-        if cached is not None:
-            return cached
-        decoded = read(self.split, index, self.resolution)
-        # whole epochs go by between two uses of a sample: evicting the oldest would evict what is needed next
-        if len(self._cache) < self._cache_size:
-            self._cache[index] = decoded
-        return decoded
+            _log.warning("Sample %d is left out, for it cannot be read: %s", sample_id, error.rule)
 
     def close(self) -> None:
-        """Stop the threads; batches in work are finished and dropped."""
+        """Stop the threads; rows in work are finished and dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Loader:
@@ -185,39 +211,42 @@ class Loader:
         self.close()
 
 
-def read(split: Split, index: int, resolution: int) -> Decoded:
-    """One sample as the network sees it.
+@dataclass
+class _Pending:
+    """A batch that threads are working on."""
 
-    Returns:
-        ``[resolution, resolution, 3]`` uint8 and the caption.
+    plan: GlobalBatch
+    ids: list[int]
+    epochs: list[int]
+    values: torch.Tensor
+    parts: list[Future[list[Row | None]]]
 
-    Raises:
-        DataError: it is damaged.
-        StorageError: storage answers with errors.
-    """
-    picture, fields = split.picture(index)
-    return square(picture, resolution), str(fields["caption"])
-
-
-def _batch(rows: Sequence[Decoded], ids: Sequence[int], epochs: Sequence[int], position: int) -> Batch:
-    pixels = torch.from_numpy(np.stack([image for image, _ in rows])).permute(0, 3, 1, 2).contiguous()
-    return Batch(
-        images=pixels.float().div_(127.5).sub_(1.0),
-        captions=tuple(caption for _, caption in rows),
-        sample_ids=tuple(ids),
-        epochs=tuple(epochs),
-        position=position,
-    )
-
-
-def _check(split: Split, resolution: int, global_batch: int, rank: int, world: int) -> None:
-    if len(split) == 0:
-        raise DataError(
-            f"The {split.name} split is empty.",
-            value=0,
-            rule="at least one sample",
-            mend="build the data set with another --held-out",
+    def batch(self) -> Batch:
+        """Wait for it."""
+        rows = [row for part in self.parts for row in part.result()]
+        return Batch(
+            images=self.values.permute(0, 3, 1, 2),
+            captions=tuple(row.caption if row else "" for row in rows),
+            sample_ids=tuple(self.ids),
+            epochs=tuple(self.epochs),
+            position=self.plan.position,
+            valid=tuple(row is not None for row in rows),
+            bucket=self.plan.bucket,
+            sizes=torch.from_numpy(np.array([row.sizes if row else (0,) * 6 for row in rows], dtype=np.int32)),
         )
+
+    def cancel(self) -> None:
+        """Leave what no thread has begun."""
+        for part in self.parts:
+            part.cancel()
+
+
+def _buffers(prefetch: int) -> int:
+    """Batches in memory at most: decoded ahead, in use, handed over, and let go but for a thread's last moment."""
+    return prefetch + 3
+
+
+def _check(global_batch: int, rank: int, world: int) -> None:
     if world < 1 or not 0 <= rank < world:
         raise ConfigError("The rank is not in the world.", value=(rank, world), rule="0 <= rank < world")
     if global_batch < 1 or global_batch % world:
@@ -228,5 +257,3 @@ def _check(split: Split, resolution: int, global_batch: int, rank: int, world: i
             rule="global_batch is a positive multiple of the number of workers",
             options=nearest,
         )
-    if resolution < 1:
-        raise ConfigError("Pictures need a side.", value=resolution, rule="resolution >= 1")

@@ -1,82 +1,111 @@
-"""Shards: plain WebDataset tars with deterministic bytes, and the place of every member."""
+"""Shards: plain WebDataset tars with deterministic bytes, so that the place of every member is known beforehand."""
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
+from typing import IO
+
+from training.data.manifest import FileFacts
+
+MEMBER_BYTES = tarfile.BLOCKSIZE
+"""A member's header; its content is filled up to a multiple of this."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a sample was written: the shard's number and name, and where its members' bytes start in it."""
+    """Where a sample lies: the shard's number, and where its members' bytes start in it."""
 
     shard: int
-    name: str
     image_offset: int
     json_offset: int
 
 
-class ShardWriter:
-    """Writes image + json pairs to ``<split>-000000.tar``, ``<split>-000001.tar`` and so on.
+def file_name(name: str, generation: int) -> str:
+    """The name of a data set's file, e.g. ``train-000000.tar``; from the second generation on ``train-000000.1.tar``.
 
-    ``webdataset.TarWriter`` writes the same format, but importing it imports torch, which building must not wait
-    for, and it tells no offsets. The headers are ``tarfile``'s; the position of our own file is the offset.
+    A file of another generation never takes the place of one that readers of the present data set have in use.
+    """
+    stem, dot, ending = name.rpartition(".")
+    return f"{stem}.{generation}{dot}{ending}" if generation else name
+
+
+def shard_name(split: str, number: int, generation: int = 0) -> str:
+    """A shard's file name."""
+    return file_name(f"{split}-{number:06d}.tar", generation)
+
+
+class Packer:
+    """Decides where the samples of one split lie, by their sizes alone.
 
     Args:
-        folder: where the shards go.
-        split: the first part of their names.
         shard_bytes: a sample that would make a shard larger starts the next one.
     """
 
-    def __init__(self, folder: Path, split: str, shard_bytes: int) -> None:
-        self.names: list[str] = []
-        self._folder = folder
-        self._split = split
+    def __init__(self, shard_bytes: int) -> None:
+        self.shard = -1
         self._shard_bytes = shard_bytes
-        self._file: BinaryIO | None = None
+        self._end = 0
 
-    def add(self, key: str, ending: str, image: bytes, fields: bytes) -> Placed:
+    def place(self, image_size: int, json_size: int) -> Placed:
+        """The place of the next sample."""
+        needed = image_size + json_size + 4 * MEMBER_BYTES
+        if self.shard < 0 or self._end + needed > self._shard_bytes:
+            self.shard, self._end = self.shard + 1, 0
+        image_offset = self._end + MEMBER_BYTES
+        json_offset = image_offset + padded(image_size) + MEMBER_BYTES
+        self._end = json_offset + padded(json_size)
+        return Placed(self.shard, image_offset, json_offset)
+
+
+class ShardWriter:
+    """Writes image + json pairs into one tar; ``Packer`` says where they come to lie.
+
+    ``webdataset.TarWriter`` writes the same format, but importing it imports torch, which building must not wait for.
+    The headers are ``tarfile``'s.
+
+    Args:
+        file: the shard, open and empty.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._end = 0
+
+    def add(self, key: str, ending: str, image: bytes, fields: bytes) -> None:
         """Append one sample; a WebDataset key has no dot.
 
         Raises:
             OSError: the disk is full or gone.
         """
-        file = self._room_for(len(image) + len(fields) + 4 * tarfile.BLOCKSIZE)
-        image_offset = self._member(file, f"{key}.{ending}", image)
-        json_offset = self._member(file, f"{key}.json", fields)
-        return Placed(len(self.names) - 1, self.names[-1], image_offset, json_offset)
+        self._member(f"{key}.{ending}", image)
+        self._member(f"{key}.json", fields)
 
-    def _room_for(self, needed: int) -> BinaryIO:
-        if self._file is not None and self._file.tell() + needed <= self._shard_bytes:
-            return self._file
-        self.close()
-        self.names.append(f"{self._split}-{len(self.names):06d}.tar")
-        self._file = (self._folder / self.names[-1]).open("wb")
-        return self._file
+    def copy(self, member: bytes) -> None:
+        """Append what was read from another shard: whole members, header and padding included."""
+        self._write(member)
 
-    @staticmethod
-    def _member(file: BinaryIO, name: str, data: bytes) -> int:
+    def close(self) -> FileFacts:
+        """End the shard: two empty blocks, filled up to a whole record. The file itself stays open."""
+        self._write(bytes(2 * MEMBER_BYTES))
+        self._write(bytes(-self._end % tarfile.RECORDSIZE))
+        return FileFacts(size_bytes=self._end, sha256=self._digest.hexdigest())
+
+    def _member(self, name: str, data: bytes) -> None:
         header = tarfile.TarInfo(name)  # time, user and group are 0: equal samples give equal bytes
         header.size = len(data)
-        file.write(header.tobuf(tarfile.USTAR_FORMAT))
-        start = file.tell()
-        file.write(data)
-        file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
-        return start
+        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        self._write(data)
+        self._write(bytes(padded(len(data)) - len(data)))
 
-    def close(self) -> None:
-        """End the current shard: two empty blocks, filled up to a whole record."""
-        if self._file is not None:
-            self._file.write(bytes(2 * tarfile.BLOCKSIZE))
-            self._file.write(bytes(-self._file.tell() % tarfile.RECORDSIZE))
-            self._file.close()
-        self._file = None
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self._end += len(data)
 
-    def __enter__(self) -> ShardWriter:
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+def padded(size: int) -> int:
+    """Bytes that a member's content takes in a tar."""
+    return size + -size % MEMBER_BYTES

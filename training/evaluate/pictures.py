@@ -9,7 +9,7 @@ import torch
 
 from training import noise
 from training.data.dataset import Split
-from training.data.loader import read
+from training.data.decode import square
 from training.errors import DataError
 
 _KEY = 0
@@ -45,10 +45,18 @@ def read_pictures(split: Split, sample_ids: Sequence[int], resolution: int) -> t
     pictures, places = [torch.empty(0, 3, resolution, resolution, dtype=torch.uint8)], []
     for place, sample_id in enumerate(sample_ids):
         try:
-            pixels, _ = read(split, sample_id, resolution)
+            pixels = square(split.picture(sample_id)[0], resolution)
         except DataError as error:
             _log.warning("Left out %s[%d], for it cannot be read: %s", split.name, sample_id, error.rule)
             continue
         pictures.append(torch.from_numpy(pixels).permute(2, 0, 1)[None])
         places.append(place)
     return torch.cat(pictures), places
+
+
+def read_caption(split: Split, sample_id: int) -> str:
+    """A sample's caption; none where it is damaged, for such a sample is left out and ends nothing."""
+    try:
+        return split.caption(sample_id)
+    except DataError:
+        return ""

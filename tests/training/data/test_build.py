@@ -4,8 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,16 +15,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import training.data
-from training.data import build as build_module
-from training.data.build import build, split_of
+from training.data.build import build
+from training.data.clean import CleanConfig
+from training.data.clean.duplicates import DuplicatesConfig
 from training.data.config import BuildConfig
 from training.data.dataset import Dataset
+from training.data.executor import LocalExecutor
 from training.data.ledger import read_ledger
 from training.data.manifest import check_files, read_manifest
-from training.data.output import replace_with
+from training.data.planning import split_of
+from training.data.progress import Step
+from training.data.storage import Folder
+from training.data.workspace import opened
 from training.errors import DataError, UsageError
 
 DEMO = Path(training.data.__file__).parent / "demo" / "smileys.tar"
+
+KEEP_COPIES = CleanConfig(duplicates=DuplicatesConfig(exact=False, near=False))
 
 
 def _names(folder: Path) -> set[str]:
@@ -161,7 +167,7 @@ def test_copies_of_a_picture_share_a_split(encode: Callable[..., bytes], tmp_pat
     source.mkdir()
     for number in range(60):
         (source / f"{number:02d}.png").write_bytes(encode(number % 20))
-    build(source, tmp_path / "out", BuildConfig(held_out=0.5))
+    build(source, tmp_path / "out", BuildConfig(held_out=0.5, clean=KEEP_COPIES))
     places: dict[str, set[str | None]] = {}
     for row in read_ledger(tmp_path / "out"):
         places.setdefault(row.sha256, set()).add(row.split)
@@ -231,7 +237,7 @@ def test_a_data_set_cannot_lie_in_its_source(pictures: Path) -> None:
 def test_missing_empty_and_foreign_sources(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist") as missing:
         build(tmp_path / "nowhere", tmp_path / "out", BuildConfig())
-    assert "a folder, a .tar, a .jsonl or .csv manifest" in str(missing.value)
+    assert "a .jsonl, .csv or .parquet manifest" in str(missing.value)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no pictures"):
         build(tmp_path / "empty", tmp_path / "out", BuildConfig())
@@ -270,57 +276,78 @@ def test_nothing_to_train_on_is_an_error(encode: Callable[..., bytes], tmp_path:
         build(source, tmp_path / "out", BuildConfig(held_out=0.5))
 
 
-def test_an_interrupted_build_leaves_nothing_and_a_killed_one_is_swept(pictures: Path, tmp_path: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
-        if done == 20:
+def test_an_interrupted_build_goes_on_and_another_request_starts_anew(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out[1]"
+
+    def interrupt(step: Step) -> None:
+        if step.stage == "judge" and step.done == 20:
             raise KeyboardInterrupt
 
+    inline = LocalExecutor(1)
     with pytest.raises(KeyboardInterrupt):
-        build(pictures, tmp_path / "out[1]", BuildConfig(), interrupt)
-    assert _names(tmp_path) == set()
-    program = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from training.data.build import BuildConfig, build\n"
-        "die = lambda done, total: done == 20 and os.kill(os.getpid(), signal.SIGKILL)\n"
-        "build(Path(sys.argv[1]), Path(sys.argv[2]), BuildConfig(), die)\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", program, pictures, tmp_path / "out[1]"], check=False)
-    assert killed.returncode == -9
-    assert len(_names(tmp_path)) == 1
-    assert not (tmp_path / "out[1]").exists()
-    with replace_with(tmp_path / "out[1]", {}) as living:
-        assert len(_names(tmp_path)) == 2
-        build(pictures, tmp_path / "out[1]", BuildConfig())  # sweeps the dead one's folder and not the living one's
-        assert living.is_dir()
-        assert _names(tmp_path) == {"out[1]", living.parent.name}
-        shutil.rmtree(tmp_path / "out[1]")
-        (living / "mine").touch()
+        build(pictures, out, BuildConfig(), interrupt, executor=inline, block_inputs=10)
+    assert _names(tmp_path) == {"out[1].building"}
+    steps: list[Step] = []
+    build(pictures, out, BuildConfig(), steps.append, executor=inline, block_inputs=10)
+    assert next(step for step in reversed(steps) if step.stage == "judge") == Step("judge", 40, 40, found=20)
     assert _names(tmp_path) == {"out[1]"}
-    assert _names(tmp_path / "out[1]") == {"mine"}
+    with pytest.raises(KeyboardInterrupt):
+        build(pictures, out, BuildConfig(held_out=0.3), interrupt, executor=inline, block_inputs=10, force=True)
+    steps.clear()
+    build(pictures, out, BuildConfig(held_out=0.4), steps.append, executor=inline, block_inputs=10, force=True)
+    assert all(step.found == 0 for step in steps)
+    assert _names(tmp_path) == {"out[1]"}
+
+
+def test_two_builds_of_one_data_set_do_not_meet(pictures: Path, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def meet(step: Step) -> None:
+        if step.stage == "decide":
+            with pytest.raises(DataError, match="Another build of the same data set is running") as error:
+                build(pictures, tmp_path / "out", BuildConfig())
+            refused.append(str(error.value))
+
+    build(pictures, tmp_path / "out", BuildConfig(), meet)
+    assert len(refused) == 1
+    assert _names(tmp_path) == {"out"}
+
+
+def test_a_strange_folder_in_the_place_of_unfinished_work_is_left_alone(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.building").mkdir()
+    (tmp_path / "out.building" / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="holds something else; it is left alone"):
+        build(pictures, tmp_path / "out", BuildConfig())
+    assert _names(tmp_path / "out.building") == {"thesis.txt"}
+
+
+def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of temporary files is everybody's, and the lock's name can be guessed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    out = Folder.at("memory://bucket/out")
+    (tmp_path / "precious").write_text("kept")
+    with opened(out):
+        (lock,) = tmp_path.glob("darkroom-*.lock")
+    lock.unlink()
+    lock.symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"), opened(out):
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"
 
 
 def test_progress_counts_every_input(pictures: Path, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[Step] = []
     source, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(pictures, source)
-    build(source, out, BuildConfig(), lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 40) for done in range(41)]
+    (source / "p00.png").write_bytes(b"no picture")
+    build(source, out, BuildConfig(held_out=0), seen.append, executor=LocalExecutor(1), block_inputs=15)
+    judged = [(step.done, step.total, step.dropped) for step in seen if step.stage == "judge"]
+    assert judged == [(0, 40, 0), (15, 40, 1), (30, 40, 1), (40, 40, 1)]
+    assert seen[-1] == Step("write", 39, 39, dropped=1)
     seen.clear()
     os.utime(source / "p00.png", (1, 1))  # all pictures are read again, to compare them
-    build(source, out, BuildConfig(), lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 40) for done in range(1, 41)]
-
-
-def test_a_full_disk_is_a_clear_error(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class FullDisk(build_module.ShardWriter):
-        def add(self, *_: object) -> object:  # type: ignore[override]
-            raise OSError(28, "No space left on device", "train-000000.tar")
-
-    monkeypatch.setattr(build_module, "ShardWriter", FullDisk)
-    with pytest.raises(DataError, match="No space left on device"):
-        build(pictures, tmp_path / "out", BuildConfig())
-    assert _names(tmp_path) == set()
+    build(source, out, BuildConfig(held_out=0), seen.append)
+    assert seen == [Step("compare", done, 40) for done in range(1, 41)]
 
 
 def test_an_edited_manifest_or_index_is_refused(built: Path, tmp_path: Path) -> None:
@@ -331,8 +358,8 @@ def test_an_edited_manifest_or_index_is_refused(built: Path, tmp_path: Path) -> 
     with pytest.raises(DataError, match="manifest was changed") as refused:
         Dataset.open(copy)
     assert f"darkroom data build SOURCE {copy} --force" in str(refused.value)
-    (copy / "manifest.json").write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(DataError, match="schema version 1"):
+    (copy / "manifest.json").write_text(text.replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(DataError, match="schema version 2"):
         Dataset.open(copy)
     with pytest.raises(DataError, match="There is no data set"):
         Dataset.open(tmp_path)

@@ -1,5 +1,6 @@
 """Captions arrive from sidecars and manifests, and none is lost without a line in the ledger."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from training.data.build import build
-from training.data.captions import rows
 from training.data.config import BuildConfig
 from training.data.dataset import Dataset
 from training.data.ledger import read_ledger
 from training.data.manifest import Manifest
+from training.data.rows import rows
 from training.errors import DataError
 
 Encode = Callable[..., bytes]
@@ -125,13 +126,13 @@ def test_unicode_of_every_spelling_is_read(encoding: str) -> None:
         ("x.csv", "file,caption\na.png,Käfer 🐞\n"),
         ("x.jsonl", '{"file": "a.png", "text": "Käfer 🐞"}'),
     ):
-        (row,) = rows(name, (mark + text).encode(encoding))
+        (row,) = rows(name, io.BytesIO((mark + text).encode(encoding)))
         assert (row.path, dict(row.fields or {})["caption"]) == ("a.png", "Käfer 🐞")
 
 
 def test_a_row_that_is_not_utf8_is_named_and_the_others_are_kept() -> None:
     data = "file,caption\na.png,plain\nb.png,café\n".encode("latin-1") + "c.png,café\n".encode()
-    found = list(rows("x.csv", data))
+    found = list(rows("x.csv", io.BytesIO(data)))
     assert [(row.path, row.line) for row in found] == [("a.png", 2), ("", 3), ("c.png", 4)]
     assert found[1].finding is not None
     assert (found[1].finding.rule, found[1].finding.detail) == ("bad_row", "not UTF-8; save the file as UTF-8")

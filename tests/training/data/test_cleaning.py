@@ -16,12 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from training.data.build import build
-from training.data.captions import canonical, parse_object, rows, with_caption
-from training.data.clean import CleanConfig, judge, too_many_bytes, too_many_pixels, too_small
+from training.data.captions import canonical, parse_object, with_caption
+from training.data.clean import CleanConfig, Judgement, Tools, judge
+from training.data.clean.decoding import DecodingConfig
+from training.data.clean.size import SizeConfig, extreme_aspect, too_many_bytes, too_many_pixels, too_small
 from training.data.config import BuildConfig
 from training.data.decode import decode
+from training.data.findings import Finding
 from training.data.ledger import LedgerRow, read_ledger
 from training.data.licences import SHOWN, Licences
+from training.data.rows import rows
 from training.errors import DataError
 
 Encode = Callable[..., bytes]
@@ -78,7 +82,7 @@ def test_every_broken_picture_is_a_line_of_the_ledger(encode: Encode, tmp_path: 
     }
     for name, data in files.items():
         (source / name).write_bytes(data)
-    limits = CleanConfig(max_pixels=50_000, max_bytes=60_000)
+    limits = CleanConfig(size=SizeConfig(max_pixels=50_000, max_bytes=60_000))
     ledger = _build(source, BuildConfig(held_out=0, clean=limits))
     assert {name: row.rule for name, row in ledger.items()} == {
         "good.png": None,
@@ -120,7 +124,7 @@ def test_links_pipes_and_strange_names_in_a_folder(encode: Encode, tmp_path: Pat
     ledger = _build(source)
     assert {name: row.rule for name, row in ledger.items()} == {
         "good.png": None,
-        "inside.png": None,
+        "inside.png": "exact_duplicate",
         "outside.png": "outside_source",
         "dangling.png": "missing_file",
         "loop.png": "unreadable",
@@ -139,7 +143,7 @@ def test_a_loop_of_links_gives_equal_ledgers_wherever_the_source_lies(encode: En
         (tmp_path / name / "loop.png").symlink_to("loop.png")
         (tmp_path / name / "in a file").symlink_to("good.png/nothing")
         build(tmp_path / name, tmp_path / f"{name}.out", BuildConfig(held_out=0))
-        ledgers.append((tmp_path / f"{name}.out" / "ledger.jsonl").read_bytes())
+        ledgers.append((tmp_path / f"{name}.out" / "ledger.parquet").read_bytes())
     assert ledgers[0] == ledgers[1]
     assert b"loop of links" in ledgers[0]
 
@@ -185,7 +189,7 @@ def test_licences_are_counted_in_bounded_memory_and_printable(encode: Encode, tm
     (source / "a.png").write_bytes(encode(1))
     stated = [f"by author {number}" for number in range(60)] + ["MIT"] * 5 + [None] * 3
     stated += ["\x1b[31m\ud800\x9b", "x" * 10_000]
-    lines = [{"file": "a.png", "licence": licence} for licence in stated]
+    lines = [{"file": "a.png", "licence": name, "caption": f"{at}"} for at, name in enumerate(stated)]
     (source / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     manifest = build(source / "list.jsonl", tmp_path / "out", BuildConfig(held_out=0))
     assert sum(manifest.licences.values()) == manifest.kept == 70
@@ -231,7 +235,7 @@ def test_every_member_of_a_hostile_tar_is_refused_by_name(encode: Encode, write_
         "a/../../climbs.png": "unsafe_name",
         "back\\slash.png": "unsafe_name",
         "good.png (#2)": "duplicate_name",
-        "payload.pkl": "undecodable",
+        "payload.pkl": "unsafe_member",
         "soft.png": "not_a_file",
         "hard.png": "not_a_file",
         "device": "not_a_file",
@@ -318,7 +322,9 @@ def test_a_csv_that_breaks_half_way(encode: Encode, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a.png").write_bytes(encode(1))
-    found = list(rows("x.csv", b'file,caption\na.png,"one, two"\na.png,b,c,d\na.png\n,nothing\na.png,"open'))
+    found = list(
+        rows("x.csv", io.BytesIO(b'file,caption\na.png,"one, two"\na.png,b,c,d\na.png\n,nothing\na.png,"open'))
+    )
     assert [(row.path, dict(row.fields or {}).get("caption")) for row in found[:1]] == [("a.png", "one, two")]
     assert [row.finding is None for row in found] == [True, False, True, False, False]
 
@@ -352,12 +358,40 @@ def _picture_files() -> dict[str, bytes]:
 
 
 FILES = _picture_files()
+DAMAGE = {"undecodable", "truncated", "corrupt", "damaged_jpeg", "unpacks_too_far", "too_many_scans", "too_many_frames"}
+TOOLS = Tools.of(CleanConfig())
+
+
+def _judge(data: bytes, config: CleanConfig | None = None) -> Judgement:
+    return judge(data, {"caption": "noise"}, config or CleanConfig(), TOOLS)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_kind_of_picture_is_kept(name: str) -> None:
     ending = name.rpartition(" ")[2].replace("jpeg", "jpg").replace("mpo", "jpg")
-    assert judge(FILES[name], CleanConfig()) == (None, ending)
+    judged = _judge(FILES[name])
+    assert judged.finding is None
+    assert judged.facts is not None
+    assert (judged.facts.kind, judged.facts.width, judged.facts.height) == (ending, 40, 24)
+
+
+def test_what_is_dropped_after_its_header_was_read_has_its_size(encode: Encode, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    pictures = {"good": encode(1, size=(40, 24)), "small": encode(2, size=(9, 30)), "wide": encode(3, size=(200, 20))}
+    pictures |= {"cut": encode(4, size=(50, 30))[:-20], "large": encode(5, size=(90, 80)), "none": b"text"}
+    for name, data in pictures.items():
+        (tmp_path / "source" / f"{name}.png").write_bytes(data)
+    size = SizeConfig(max_pixels=5000)
+    build(tmp_path / "source", tmp_path / "out", BuildConfig(held_out=0.0, clean=CleanConfig(size=size)))
+    rows = {row.source: (row.rule, row.width, row.height, row.kind) for row in read_ledger(tmp_path / "out")}
+    assert rows == {
+        "cut.png": ("truncated", 50, 30, "png"),
+        "good.png": (None, 40, 24, "png"),
+        "large.png": ("too_many_pixels", 90, 80, "png"),
+        "none.png": ("undecodable", None, None, ""),
+        "small.png": ("too_small", 9, 30, "png"),
+        "wide.png": ("extreme_aspect", 200, 20, "png"),
+    }
 
 
 @given(st.sampled_from(sorted(FILES)), st.data())
@@ -367,23 +401,40 @@ def test_no_damage_to_a_picture_is_fatal_to_the_judge(name: str, data: st.DataOb
         at = data.draw(st.integers(0, len(damaged) - 1))
         length = data.draw(st.integers(0, 8))
         damaged[at : at + length] = data.draw(st.binary(max_size=8))
-    finding, ending = judge(bytes(damaged), CleanConfig())
-    if finding is None:
-        assert ending in {"png", "jpg", "webp", "gif", "bmp"}
-        assert decode(bytes(damaged), (0, 0, 0)).mode == "RGB"
+    judged = _judge(bytes(damaged))
+    if judged.finding is None:
+        assert judged.facts is not None
+        assert judged.facts.kind in {"png", "jpg", "webp", "gif", "bmp"}
+        picture = decode(bytes(damaged), (255, 255, 255))
+        assert picture.mode == "RGB"
+        assert picture.size == (judged.facts.width, judged.facts.height)
     else:
-        assert finding.rule in {"undecodable", "truncated", "corrupt", "too_small", "too_many_pixels"}
+        assert judged.finding.rule in {*DAMAGE, "too_small", "too_many_pixels", "extreme_aspect", "uniform", "blurred"}
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith("jpeg")])
 def test_a_jpeg_that_pillow_would_fill_with_grey_is_dropped(name: str) -> None:
     whole = FILES[name]
     half = len(whole) // 2
-    cut, _ = judge(whole[:half] + b"\xff\xd9", CleanConfig())
-    assert cut is not None
-    assert cut.rule in {"truncated", "corrupt"}
-    zeroed, _ = judge(whole[:half] + bytes(200) + whole[half + 200 :], CleanConfig())
+    cut = whole[:half] + b"\xff\xd9"
+    finding = _judge(cut).finding
+    assert finding is not None
+    assert finding.rule == ("truncated" if name == "progressive jpeg" else "damaged_jpeg")
+    zeroed = _judge(whole[:half] + bytes(200) + whole[half + 200 :]).finding
     assert zeroed is not None
+    assert zeroed.rule in DAMAGE
+
+
+def test_what_libjpeg_only_warns_of_can_be_kept() -> None:
+    whole = FILES["jpeg"]
+    cut = whole[: len(whole) // 2] + b"\xff\xd9"
+    strict = _judge(cut).finding
+    assert strict is not None
+    assert "without strict_jpeg" in strict.detail
+    lenient = _judge(cut, CleanConfig(decoding=DecodingConfig(strict_jpeg=False)))
+    assert lenient.finding is None
+    assert lenient.facts is not None
+    assert not lenient.facts.direct  # the fast decoder would refuse it
 
 
 values = st.none() | st.booleans() | st.integers() | st.text()
@@ -408,10 +459,12 @@ def test_captions_are_one_tidy_line() -> None:
 
 
 def test_limits_are_inclusive() -> None:
-    config = CleanConfig(min_side_px=16, max_pixels=256, max_bytes=100)
+    config = SizeConfig(min_side_px=16, max_pixels=256, max_bytes=100, max_aspect=2)
     assert too_small(16, 16, config) is None
     assert too_many_pixels(16, 16, config) is None
     assert too_many_bytes(100, config) is None
     assert too_small(15, 90, config) is not None
     assert too_many_pixels(257, 1, config) is not None
     assert too_many_bytes(101, config) is not None
+    assert extreme_aspect(16, 32, config) is None
+    assert extreme_aspect(33, 16, config) == Finding("extreme_aspect", 2.0625, 2.0, "33x16: 2.1 to 1")

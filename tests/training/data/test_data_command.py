@@ -49,9 +49,9 @@ def test_json_is_json_and_the_whole_hash_is_shown(pictures: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("option", "value", "text"),
     [
-        ("--held-out", "1.5", "--held-out is not valid"),
+        ("--held-out", "1.5", "held_out is not valid"),
         ("--background", "transparentish", "unknown color specifier"),
-        ("--min-side", "0", "--min-side is not valid"),
+        ("--min-side", "0", "clean.size.min_side_px is not valid"),
         ("--max-pixels", "1000000000", "89478485"),
     ],
 )
