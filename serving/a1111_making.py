@@ -20,7 +20,7 @@ from serving.engine import Engine
 from serving.images import encode_image, parameters_of
 from serving.infotext import LABELS, to_infotext
 from serving.model import ModelCard
-from serving.openai_request import out_of_range
+from serving.openai_request import out_of_range, require_at_most
 from serving.schemas import MAX_SEED, GenerationRequest, ImageReady, Preview, Progress, StartImage
 from serving.uploads import from_base64, read_picture, start_image
 
@@ -44,16 +44,14 @@ def to_request(body: TextToImage, card: ModelCard, limits: LimitConfig) -> Gener
     seed = secrets.randbelow(2**32) if body.seed == -1 else body.seed
     steps = min(_STEPS, limits.max_steps) if body.steps is None else body.steps
     scale = min(_CFG_SCALE, limits.max_guidance_scale) if body.cfg_scale is None else body.cfg_scale
-    for param, value, limit in (
+    require_at_most(
         ("steps", steps, limits.max_steps),
         ("cfg_scale", scale, limits.max_guidance_scale),
         ("batch_size", images, limits.max_images_per_request),
         ("seed", seed, MAX_SEED - images + 1),
         ("prompt", len(body.prompt), limits.max_prompt_characters),
         ("negative_prompt", len(body.negative_prompt), limits.max_prompt_characters),
-    ):
-        if value > limit:
-            raise out_of_range(param, value, f"at most {limit}")
+    )
     for param, side in (("width", body.width), ("height", body.height)):
         if side not in {None, card.resolution}:
             raise out_of_range(param, side, f"{card.resolution}, the size that the model was trained at")

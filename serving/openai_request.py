@@ -33,14 +33,12 @@ def to_request(
     steps = limits.default_steps if body.num_inference_steps is None else body.num_inference_steps
     scale = limits.default_guidance_scale if body.guidance_scale is None else body.guidance_scale
     seed = secrets.randbelow(2**32) if body.seed is None else body.seed
-    for param, value, limit in (
+    require_at_most(
         ("n", body.n, limits.max_images_per_request),
         ("num_inference_steps", steps, limits.max_steps),
         ("guidance_scale", scale, limits.max_guidance_scale),
         ("seed", seed, MAX_SEED - body.n + 1),
-    ):
-        if value > limit:
-            raise out_of_range(param, value, f"at most {limit}")
+    )
     for param, text in (("prompt", body.prompt), ("negative_prompt", body.negative_prompt)):
         if len(text) > limits.max_prompt_characters:
             raise out_of_range(param, f"{len(text)} characters", f"at most {limits.max_prompt_characters} characters")
@@ -76,6 +74,17 @@ def side(size: str, resolution: int) -> int:
         param="size",
         code="invalid_value",
     )
+
+
+def require_at_most(*limits: tuple[str, float, float]) -> None:
+    """Keep limits, each a parameter's name, its value and the largest that is allowed.
+
+    Raises:
+        ApiError: the first one that is exceeded.
+    """
+    for param, value, limit in limits:
+        if value > limit:
+            raise out_of_range(param, value, f"at most {limit}")
 
 
 def out_of_range(param: str, value: object, rule: str) -> ApiError:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 import webuiapi
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +24,7 @@ from serving.config import BatchConfig, LimitConfig
 from serving.engine import Engine
 from serving.infotext import from_infotext, to_infotext
 from serving.model import ModelCard
+from tests.serving.live_server import serving, until
 from training.objectives import Denoiser
 
 CARD = ModelCard("tiny", 3, resolution=8, created=1_700_000_000, bundle_sha256="b" * 64)
@@ -41,26 +39,13 @@ def engine(denoiser: Denoiser, encoder: Any) -> Engine:
 @pytest.fixture(scope="module")
 def port(engine: Engine) -> Iterator[int]:
     limits = LimitConfig(max_steps=1_000_000, default_steps=4, max_images_per_request=4)
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(engine, CARD, limits), log_level="error", lifespan="on"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    until(lambda: server.started)
-    yield listener.getsockname()[1]
-    server.should_exit = True
-    thread.join(20)
+    with serving(create_app(engine, CARD, limits)) as port:
+        yield port
 
 
 @pytest.fixture
 def api(port: int) -> webuiapi.WebUIApi:
     return webuiapi.WebUIApi(host="127.0.0.1", port=port, sampler="Euler", steps=4)
-
-
-def until(condition: Any, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        threading.Event().wait(0.01)
 
 
 def post(port: int, route: str, **body: Any) -> httpx.Response:

@@ -10,33 +10,25 @@ import io
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from PIL import Image
 
 from serving.app import create_app
 from serving.config import BatchConfig, LimitConfig
 from serving.engine import MAX_FAILURES, Engine
 from serving.model import ModelCard
+from tests.serving.live_server import serving, until
 from training.objectives import Denoiser
 from training.sampling_config import SAMPLERS
 
 CARD = ModelCard("tiny", 3, resolution=8, created=1_700_000_000, bundle_sha256="b" * 64, run_id="run", data_hash="data")
 LIMITS = LimitConfig(max_steps=1_000_000, default_steps=4, max_images_per_request=4, max_prompt_characters=200)
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        threading.Event().wait(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +43,8 @@ def engine(denoiser: Denoiser, encoder: Any) -> Engine:
 
 @pytest.fixture(scope="module")
 def url(engine: Engine) -> Iterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(engine, CARD, LIMITS), log_level="error", lifespan="on"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    until(lambda: server.started)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(20)
+    with serving(create_app(engine, CARD, LIMITS)) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture

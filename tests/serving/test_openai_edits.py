@@ -6,12 +6,10 @@ import base64
 import inspect
 import io
 import json
-import socket
 import struct
 import subprocess
 import sys
 import threading
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,6 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from PIL import Image
 
 from cluster.commands.generate import start_files
@@ -31,6 +28,7 @@ from serving.client import request_images
 from serving.config import BatchConfig, LimitConfig
 from serving.engine import Engine
 from serving.model import ModelCard
+from tests.serving.live_server import serving
 from training.errors import UsageError
 from training.objectives import Denoiser
 
@@ -42,16 +40,8 @@ def url(denoiser: Denoiser, encoder: Any) -> Iterator[str]:
     batch = BatchConfig(padded_rows=2, max_batch_rows=4, max_waiting_images=4)
     engine = Engine(denoiser, encoder, resolution=8, config=batch)
     app = create_app(engine, CARD, LimitConfig(default_steps=8, max_images_per_request=4))
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(20)
+    with serving(app) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture

@@ -6,9 +6,7 @@ import base64
 import contextlib
 import io
 import json
-import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 
 from serving.app import create_app
@@ -24,6 +21,7 @@ from serving.config import BatchConfig, LimitConfig
 from serving.engine import Engine
 from serving.model import ModelCard
 from tests.serving.browser import CHROMIUM, Page
+from tests.serving.live_server import serving
 from training.objectives import Denoiser
 
 CARD = ModelCard("tiny", 3, resolution=8, created=1_700_000_000, bundle_sha256="b" * 64)
@@ -39,17 +37,9 @@ def engine(denoiser: Denoiser, encoder: Any) -> Engine:
 
 @pytest.fixture(scope="module")
 def url(engine: Engine) -> Iterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
     app = create_app(engine, CARD, LimitConfig(max_steps=1_000_000, max_prompt_characters=200))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(20)
+    with serving(app) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture

@@ -95,9 +95,7 @@ class Dataset:
             UsageError: there is no such split.
             DataError: its index cannot be read.
         """
-        if name not in SPLITS:
-            raise UsageError("There is no such split.", value=name, rule="a split of the data set", options=SPLITS)
-        facts, files = self.manifest.splits[name], self.manifest.files
+        facts, files = self._facts(name), self.manifest.files
         background = background_rgb(self.manifest.config.background)
         if self.folder.local is not None:
             index = read_index(self.folder.local / facts.index, facts.count)
@@ -107,6 +105,11 @@ class Dataset:
         index = read_index(cache.whole(self.folder, facts.index, listed.sha256, listed.size_bytes), facts.count)
         versions = {shard: (files[shard].size_bytes, files[shard].sha256) for shard in facts.shards}
         return Split(self.folder.place, name, facts, index, RemoteShards(self.folder, cache, versions), background)
+
+    def _facts(self, name: SplitName) -> SplitFacts:
+        if name not in SPLITS:
+            raise UsageError("There is no such split.", value=name, rule="a split of the data set", options=SPLITS)
+        return self.manifest.splits[name]
 
 
 class Split:

@@ -14,7 +14,7 @@ from training.data.disk_cache import DiskCacheConfig
 from training.data.findings import RefusedError
 from training.data.foreign_index import BESIDE, key_of
 from training.data.index import read_index
-from training.data.manifest import SPLITS, Manifest, SplitFacts, SplitName
+from training.data.manifest import Manifest, SplitFacts, SplitName
 from training.data.shard_files import ShardFiles
 from training.data.storage import Folder
 from training.data.tar_walk import walk
@@ -64,9 +64,7 @@ class ForeignDataset(Dataset):
             UsageError: there is no such split.
             DataError: its index cannot be read.
         """
-        if name not in SPLITS:
-            raise UsageError("There is no such split.", value=name, rule="a split of the data set", options=SPLITS)
-        facts = self.manifest.splits[name]
+        facts = self._facts(name)
         records = read_index(self.home / facts.index, facts.count)
         beside = read_index(self.home / f"{name}.beside.npy", facts.count, BESIDE)
         background = background_rgb(self.manifest.config.background)

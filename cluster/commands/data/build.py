@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.data.executors import Where, executor_of
+from cluster.commands.data.executors import PLACE, AddressOption, Where, WhereOption, executor_of
 from cluster.commands.data.printing import BuildProgress, print_json, print_table, printable_path
 from cluster.console import say, session
 
@@ -31,7 +31,6 @@ darkroom data build pictures/ data/cats --executor ray   (on the local stack; wi
 
 CLEANING = "Cleaning"
 SHARDS = "Shards"
-PLACE = "Where it runs"
 
 
 def build(
@@ -61,18 +60,11 @@ def build(
     background: Annotated[
         str | None, typer.Option(rich_help_panel=SHARDS, help="Colour behind transparent pixels: a name or #rrggbb.")
     ] = None,
-    executor: Annotated[
-        Where, typer.Option(rich_help_panel=PLACE, help="Processes here, or Ray; auto is Ray inside a Ray job.")
-    ] = Where.AUTO,
+    executor: WhereOption = Where.AUTO,
     workers: Annotated[
         int | None, typer.Option(min=1, rich_help_panel=PLACE, help="Processes or Ray actors; one per core if not set.")
     ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel=PLACE, help="A Ray dashboard, http://host:port: run there, on paths that the cluster sees."
-        ),
-    ] = None,
+    address: AddressOption = None,
 ) -> None:
     """Turn pictures and captions into WebDataset shards, an index, a manifest and a ledger.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.commands.data.executors import Where, executor_of
+from cluster.commands.data.executors import PLACE, AddressOption, Where, WhereOption, executor_of
 from cluster.commands.data.printing import print_json, printable_path, progress_bar
 from cluster.console import say, session, stderr
 
@@ -32,7 +32,6 @@ darkroom data encode data/cats --text t5/ --max-tokens 77 --dtype bf16 --workers
 darkroom data encode s3://bucket/cats --recipe my-recipe.yaml --address http://head:8265
 """
 
-PLACE = "Where it runs"
 
 _PLAIN_EVERY_S = 15.0
 """Without a terminal, how often a line of progress is printed."""
@@ -56,18 +55,11 @@ def encode(
         bool, typer.Option("--verify", help="Compare the files that are there with their checksums.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
-    executor: Annotated[
-        Where, typer.Option(rich_help_panel=PLACE, help="Processes here, or Ray; auto is Ray inside a Ray job.")
-    ] = Where.AUTO,
+    executor: WhereOption = Where.AUTO,
     workers: Annotated[
         int | None, typer.Option(min=1, rich_help_panel=PLACE, help="Processes or Ray actors; here, one if not set.")
     ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel=PLACE, help="A Ray dashboard, http://host:port: run there, on paths that the cluster sees."
-        ),
-    ] = None,
+    address: AddressOption = None,
 ) -> None:
     """Keep text states and latents beside the images, so that no run and no trial computes them again.
 

