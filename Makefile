@@ -41,7 +41,7 @@ check: venv  ## formatting, lint, types, and which package may import which
 	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_layout.py
 
 bench: venv  ## the benchmarks, with their figures printed
-	@for name in startup loader data_build; do \
+	@for name in startup loader data_build overhead checkpoint; do \
 	    echo "==> bench: python -m tests.benchmarks.$$name"; \
 	    $(BIN)/python -m tests.benchmarks.$$name; \
 	done

@@ -15,6 +15,9 @@ from rich.text import Text
 
 from training.errors import DarkroomError
 
+RECIPE_HELP = "A packaged recipe (base, dit-tiny, dit-xl-2, finetune, smileys) or a YAML file."
+"""For the help of a command that takes a recipe; written out, as help does not read the recipes."""
+
 _LABELS = ("  value:", "  rule:", "  options:", "  mend:")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster import forecasts
 from cluster.console import say
 from cluster.progress import TrainProgress
 from training.errors import DataError
@@ -95,15 +96,28 @@ def load(reference: str, assignments: Sequence[str], data: str | None = None) ->
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """The recipe with its paths made absolute: a worker's current directory is not the caller's."""
-    from training.conditioning_config import PACKAGED_ENCODER
+    from training.conditioning_config import PACKAGED_ENCODER, TextConfig
     from training.data.storage import Folder
 
     changed: dict[str, Any] = {}
     if config.data.path:
         path = Folder.at(config.data.path).place
         changed["data"] = config.data.model_copy(update={"path": path})
-    if config.text.encoder != PACKAGED_ENCODER:
-        changed["text"] = config.text.model_copy(update={"encoder": str(Path(config.text.encoder).absolute())})
+    told = config.conditioning
+    if isinstance(told, TextConfig) and told.encoder != PACKAGED_ENCODER:
+        changed["conditioning"] = told.model_copy(update={"encoder": str(Path(told.encoder).absolute())})
+    if config.latents is not None:
+        place = str(Path(config.latents.autoencoder).absolute())
+        changed["latents"] = config.latents.model_copy(update={"autoencoder": place})
+    if config.start is not None and config.start.adapters:
+        merged = tuple(
+            each.model_copy(update={"path": str(Path(each.path).expanduser().absolute())})
+            for each in config.start.adapters
+        )
+        changed["start"] = config.start.model_copy(update={"adapters": merged})
+    if config.checkpoint.path:
+        place = Folder.at(config.checkpoint.path).place
+        changed["checkpoint"] = config.checkpoint.model_copy(update={"path": place})
     return config.model_copy(update=changed)
 
 
@@ -147,7 +161,8 @@ def finished(place: Place, config: TrainConfig) -> bool:
     """Whether the run has come to its end with this very recipe and data set."""
     from training import checkpoint
 
-    found, _ = checkpoint.newest(place.run_dir(config.name) / "checkpoints")
+    kept = checkpoint.place(config.checkpoint, place.run_dir(config.name))
+    found, _ = checkpoint.newest(kept, contents=False)
     if found is None or found.step < config.steps or found.about["config"] != config.model_dump(mode="json"):
         return False
     return bool(found.about["data_hash"] == data_hash(config))
@@ -157,15 +172,19 @@ def train(place: Place, config: TrainConfig, began_s: float | None = None) -> Tr
     """Train a run to its end, from its newest checkpoint where there is one."""
     progress = TrainProgress(config.steps, config.global_batch, began_s or time.time())
     progress.mark("command and recipe")
-    from training import ray_train
+    connect(place.stack)
+    progress.mark("joining Ray")
+    room = forecasts.require_room(config, place.run_dir(config.name))
+    from training import ray_train, resume
     from training.tracking import provenance_tags, require_server
 
     progress.mark("import of Ray Train")
+    resume.refuse_early(config, place.run_dir(config.name), data_hash(config))
     require_server(place.stack.mlflow_url)
-    connect(place.stack)
-    progress.mark("joining Ray")
     job = ray_train.TrainJob(config, place.run_dir(config.name), place.stack.mlflow_url, provenance_tags(REPOSITORY))
     progress.mark("provenance")
+    room.result()
+    progress.mark("forecast")
     with progress:
         return ray_train.fit(job, progress.on_event)
 
@@ -242,7 +261,7 @@ def _publication(run_dir: Path, config: TrainConfig, images: int) -> dict[str, A
     """What a published version is made and measured of; when any of it changes, it is published again."""
     from training import checkpoint
 
-    found, _ = checkpoint.newest(run_dir / "checkpoints")
+    found, _ = checkpoint.newest(checkpoint.place(config.checkpoint, run_dir), contents=False)
     tracked = run_dir / "mlflow_run.json"
     return {
         "recipe": config.model_dump(mode="json"),

@@ -11,6 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from cluster.console import say, stderr
 
+_COMPARED = {
+    "actual_over_forecast/images_per_s": "rate {:.2f} of the forecast's",
+    "actual_over_forecast/memory_bytes": "memory {:.2f} of the forecast's",
+}
+
 PLAIN_EVERY_S = 15.0
 """Without a terminal, how often a line of progress is printed."""
 
@@ -74,6 +79,9 @@ class TrainProgress:
         elif kind == "trial":
             loss = "-" if event["loss"] is None else f"{event['loss']:.4f}"
             self._say(f"{before}{event['status']} at step {event['step']}, held-out loss {loss} {event['reason']}")
+        elif kind == "account":
+            for line in account(event):
+                self._say(f"{before}{line}")
         elif kind == "error":
             self._say(f"{before}{event['message'].splitlines()[0]}")
 
@@ -126,3 +134,18 @@ class TrainProgress:
             self._printed_s = time.monotonic()
             left_s = (self.steps - step) * self.global_batch / max(metrics["images_per_s"], 1e-9)
             say(f"{f'trial {label}: ' if label else ''}step {step}/{self.steps}  {rate}  {loss}  {left_s:.0f} s left")
+
+
+def account(event: Mapping[str, Any]) -> list[str]:
+    """Where the time of a run's steps went, and what it has cost, in lines for people."""
+    sections, steps, metrics = event["time_s"], event["steps"], event["metrics"]
+    parts = ", ".join(f"{name} {1000 * seconds / steps:.1f}" for name, seconds in sections.items())
+    hours = {name: metrics[f"cost/{name}_hours"] for name in ("gpu", "cpu")}
+    used = [f"{value:.3f} {name.upper()} hours" for name, value in hours.items() if value]
+    if "cost/money" in metrics:
+        used.append(f"{metrics['cost/money']:.2f} {event['currency']}")
+    if "cost/energy_kwh" in metrics:
+        used.append(f"{metrics['cost/energy_kwh']:.4f} kWh, {1000 * metrics['cost/co2_kg']:.1f} g CO2")
+    lines = [f"milliseconds a step: {parts}", f"the run has used {', '.join(used)}"]
+    compared = [text.format(metrics[name]) for name, text in _COMPARED.items() if name in metrics]
+    return [*lines, *([", ".join(compared)] if compared else [])]

@@ -28,7 +28,7 @@ def kept(place: Place, config: TrainConfig, searched: Collection[str]) -> dict[s
     from training import checkpoint
     from training.config import EXACT
 
-    found, _ = checkpoint.newest(place.run_dir(config.name) / "checkpoints")
+    found, _ = checkpoint.newest(checkpoint.place(config.checkpoint, place.run_dir(config.name)), contents=False)
     if found is None:
         return None
     before, now = _fields(found.about["config"], EXACT), _fields(config.model_dump(mode="json"), EXACT)

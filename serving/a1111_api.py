@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 
 from serving.a1111_making import make, to_request
-from serving.a1111_schemas import Images, ImageToImage, PngInfo, PngInfoRequest, Progress, TextToImage
+from serving.a1111_schemas import ALIASES, Images, ImageToImage, PngInfo, PngInfoRequest, Progress, TextToImage
 from serving.a1111_session import Session
 from serving.config import LimitConfig
 from serving.engine import Engine
@@ -65,7 +65,7 @@ def _facts(card: ModelCard) -> APIRouter:
     @router.get("/samplers")
     async def samplers() -> list[dict[str, Any]]:
         """The samplers."""
-        return [{"name": label, "aliases": [name, f"k_{name}"], "options": {}} for name, label in LABELS.items()]
+        return [{"name": label, "aliases": [name, *ALIASES[name]], "options": {}} for name, label in LABELS.items()]
 
     @router.get("/schedulers")
     async def schedulers() -> list[dict[str, Any]]:

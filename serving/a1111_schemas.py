@@ -10,13 +10,18 @@ from serving.infotext import LABELS
 from serving.openai_schemas import Text, null_is_default
 from training.sampling_config import SamplerName
 
-SAMPLERS: dict[str, SamplerName] = {
-    **{label.lower(): name for name, label in LABELS.items()},
-    **{f"k_{name}": name for name in ("euler", "heun", "dpmpp_2m")},
-    "k_euler_a": "ancestral",
-    "ddim": "euler",
+ALIASES: dict[SamplerName, tuple[str, ...]] = {
+    "euler": ("k_euler", "ddim"),
+    "heun": ("k_heun",),
+    "dpmpp_2m": ("k_dpmpp_2m",),
+    "ancestral": ("k_euler_a", "k_euler_ancestral"),
+    "lcm": ("k_lcm",),
 }
-"""The UI's names for samplers and their aliases, in small letters."""
+"""The UI's other names for its samplers, and DDIM, which is Euler's method."""
+SAMPLERS: dict[str, SamplerName] = {
+    spelling: name for name, label in LABELS.items() for spelling in (label.lower(), name, *ALIASES[name])
+}
+"""Every name under which a sampler may be asked for, in small letters."""
 
 
 class TextToImage(BaseModel):

@@ -58,9 +58,9 @@ class ImageServer:
         self.engine = Engine(
             self.model.denoiser,
             self.model.encoder,
-            resolution=self.model.card.resolution,
+            canvas=self.model.canvas,
             config=self.config.batch,
-            time_shift=self.model.time_shift,
+            grid=self.model.grid,
             device=self.model.device,
         )
 

@@ -11,9 +11,11 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, Self
+
+import torch
 
 from serving.batching import Row, denoise
 from serving.config import BatchConfig
@@ -21,9 +23,11 @@ from serving.errors import EngineError, QueueFullError, RequestError
 from serving.job import Job, preview_steps
 from serving.schemas import Event, GenerationRequest, ImageReady, Queued
 from serving.start import begin
+from training.canvas import Canvas
 from training.conditioning import Conditioning
 from training.errors import UsageError
 from training.objectives import Denoiser
+from training.samplers import times
 
 MAX_RETRY_AFTER_S = 120
 """Clients give up above this."""
@@ -52,9 +56,9 @@ class Engine:
     Args:
         denoiser: the model.
         encoder: prompts to conditioning.
-        resolution: side of the model's square images, in pixels.
+        canvas: where the model draws; its autoencoder, if there is one, is where the denoiser's weights are.
         config: how the network is filled.
-        time_shift: the resolution shift that the model was trained with.
+        grid: the times of so many steps, as the model's objective gives them.
         device: where the denoiser's weights are.
     """
 
@@ -63,15 +67,15 @@ class Engine:
         denoiser: Denoiser,
         encoder: Encoder,
         *,
-        resolution: int,
+        canvas: Canvas,
         config: BatchConfig,
-        time_shift: float = 1.0,
+        grid: Callable[[int], torch.Tensor] = times,
         device: str = "cpu",
     ) -> None:
         self.denoiser = denoiser
         self.encoder = encoder
-        self.resolution = resolution
-        self.time_shift = time_shift
+        self.canvas = canvas
+        self.grid = grid
         self.config = config
         self.device = device
         self.steps_taken = 0
@@ -218,12 +222,13 @@ class Engine:
     def _check(self, request: GenerationRequest) -> None:
         if not self.ready:
             raise _not_running()
-        if request.size != self.resolution:
+        resolution = self.canvas.resolution
+        if request.size != resolution:
             error = UsageError(
-                f"This model makes images of {self.resolution}x{self.resolution} pixels.",
+                f"This model makes images of {resolution}x{resolution} pixels.",
                 value=f"{request.size}x{request.size}",
                 rule="the size that the model was trained at",
-                options=[f"{self.resolution}x{self.resolution}", "auto"],
+                options=[f"{resolution}x{resolution}", "auto"],
             )
             raise RequestError(error, param="size")
         if self.waiting_images + request.images > self.config.max_waiting_images:
@@ -244,10 +249,12 @@ class Engine:
         jobs = []
         for index in range(request.images):
             seed = request.seed + index
-            trajectory, kept = begin(request, seed, self.denoiser, time_shift=self.time_shift, device=self.device)
+            grid = self.grid(request.steps)
+            trajectory, kept = begin(request, seed, self.denoiser, grid, self.canvas, device=self.device)
             negative = both.rows(slice(1, 2)) if guided else None
             row = Row(trajectory, both.rows(slice(0, 1)), negative, request.guidance_scale, kept)
-            jobs.append(Job(index, seed, row, outbox, preview_steps(request.steps_left, request.previews)))
+            previews = preview_steps(request.steps_left, request.previews)
+            jobs.append(Job(index, seed, row, outbox, previews, self.canvas))
         return jobs, prompt_tokens
 
     def _measure(self, seconds: float, rows: int) -> None:

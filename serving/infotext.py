@@ -14,6 +14,7 @@ LABELS: dict[SamplerName, str] = {
     "heun": "Heun",
     "dpmpp_2m": "DPM++ 2M",
     "ancestral": "Euler a",
+    "lcm": "LCM",
 }
 """What that UI calls our samplers."""
 _SETTING = re.compile(r'(\w[\w ]{0,63}): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')

@@ -12,6 +12,7 @@ from PIL import Image
 from serving.batching import Row
 from serving.errors import EngineError
 from serving.schemas import Event, ImageReady, Preview, Progress
+from training.canvas import Canvas
 
 
 @dataclass(eq=False)
@@ -24,6 +25,7 @@ class Job:
         row: where it is.
         outbox: its request's events.
         previews_due: steps after which a preview is shown, the next one last.
+        canvas: where the model draws.
         cancelled: nobody wants it any more.
         image: the picture, once it is finished.
     """
@@ -33,6 +35,7 @@ class Job:
     row: Row
     outbox: asyncio.Queue[Event | EngineError]
     previews_due: list[int]
+    canvas: Canvas
     cancelled: bool = False
     image: Image.Image | None = field(default=None, repr=False)
     _preview: Image.Image | None = field(default=None, repr=False)
@@ -42,10 +45,15 @@ class Job:
         """Make the picture, or a preview that is due, from tensors: on the thread that owns them."""
         trajectory = self.row.trajectory
         if trajectory.finished:
-            self.image = to_picture(trajectory.x)
+            self.image = self._drawn(trajectory.x)
         elif self.previews_due and trajectory.step >= self.previews_due[-1] and self.row.clean is not None:
             self.previews_due.pop()
-            self._preview = to_picture(self.row.clean)
+            self._preview = self._drawn(self.row.clean)
+
+    def _drawn(self, x: torch.Tensor) -> Image.Image:
+        """What the model made, as a picture."""
+        picture = self.canvas.pictures(x[None])[0]
+        return to_picture(picture if self.row.kept is None else self.row.kept.finish(picture))
 
     def news(self) -> Iterator[Event]:
         """What the last evaluation brought."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from serving.config import PinnedModel, ServeConfig
 from serving.errors import ServeError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from serving.engine import Encoder
+    from training.canvas import Canvas
     from training.objectives import Denoiser
 
 
@@ -57,14 +59,16 @@ class ServedModel:
         card: what clients are told.
         denoiser: the model behind the contract.
         encoder: prompts to conditioning.
-        time_shift: the resolution shift that it was trained with.
+        grid: the times of so many steps, as its objective gives them.
+        canvas: where it draws: pixels, or latents.
         device: where its weights are.
     """
 
     card: ModelCard
     denoiser: Denoiser
     encoder: Encoder
-    time_shift: float = 1.0
+    grid: Callable[[int], torch.Tensor]
+    canvas: Canvas
     device: str = "cpu"
 
 
@@ -121,17 +125,17 @@ def load_model(config: ServeConfig) -> ServedModel:
             mend=f"darkroom serve {directory}",
         )
     device = "cuda" if config.replica_gpus else "cpu"
-    cast("torch.nn.Module", bundle.unet).to(device)
+    bundle = bundle.on(device)
     card = ModelCard(
         name=model.name,
         version=model.version,
-        resolution=bundle.resolution,
+        resolution=bundle.canvas.resolution,
         created=int(datetime.fromisoformat(bundle.provenance.created_utc).timestamp()),
         bundle_sha256=bundle.sha256,
         run_id=bundle.provenance.run_id,
         data_hash=bundle.provenance.data_hash,
     )
-    return ServedModel(card, bundle.denoiser, bundle.encoder, bundle.time_shift, device)
+    return ServedModel(card, bundle.denoiser, bundle.encoder, bundle.objective.grid, bundle.canvas, device)
 
 
 def _fetched(config: ServeConfig, model: PinnedModel, version: int) -> Path:

@@ -10,8 +10,9 @@ from PIL import Image
 
 from serving.schemas import GenerationRequest
 from training import noise
+from training.canvas import Canvas
 from training.objectives import Denoiser, per_row
-from training.samplers import Trajectory, times
+from training.samplers import Trajectory
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,14 +23,18 @@ class Kept:
     "RePaint", eq. 8, with one noise for all times); at the end it is the picture, bit for bit.
 
     Attributes:
-        clean: ``[C,H,W]`` the picture in -1..1.
+        clean: ``[C,H,W]`` the picture in -1..1, or its latent.
         noise: ``[C,H,W]`` standard normal.
-        free: ``[1,H,W]`` bool, whether the picture may change there.
+        free: ``[1,H,W]`` bool, whether it may change there; a value of a latent may where any of its pixels may.
+        picture: ``[3,R,R]`` the picture itself, where a model draws latents: decoding loses a little.
+        free_pixels: ``[1,R,R]`` bool, whether it may change there.
     """
 
     clean: torch.Tensor
     noise: torch.Tensor
     free: torch.Tensor
+    picture: torch.Tensor | None = None
+    free_pixels: torch.Tensor | None = None
 
     def apply(self, denoiser: Denoiser, trajectory: Trajectory) -> None:
         """Put the kept part back into a trajectory that has just moved."""
@@ -40,6 +45,12 @@ class Kept:
         """``[C,H,W]`` a predicted clean image with the kept part in it."""
         return torch.where(self.free, clean, self.clean)
 
+    def finish(self, picture: torch.Tensor) -> torch.Tensor:
+        """``[3,R,R]`` a picture that was made, with the kept pixels in it."""
+        if self.picture is None or self.free_pixels is None:
+            return picture
+        return torch.where(self.free_pixels, picture, self.picture)
+
 
 def noised(denoiser: Denoiser, clean: torch.Tensor, drawn: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """``[C,H,W]`` the picture at time ``t`` ``[1]``."""
@@ -48,7 +59,7 @@ def noised(denoiser: Denoiser, clean: torch.Tensor, drawn: torch.Tensor, t: torc
 
 
 def begin(
-    request: GenerationRequest, seed: int, denoiser: Denoiser, *, time_shift: float, device: str
+    request: GenerationRequest, seed: int, denoiser: Denoiser, grid: torch.Tensor, canvas: Canvas, *, device: str
 ) -> tuple[Trajectory, Kept | None]:
     """The trajectory of one image, a function of the request and the seed alone.
 
@@ -59,21 +70,26 @@ def begin(
         request: what is asked.
         seed: of this image.
         denoiser: gives alpha and sigma.
-        time_shift: of the model.
+        grid: ``[steps + 1]`` times of the request's steps.
+        canvas: where the model draws.
         device: where the tensors go.
     """
-    grid = times(request.steps, time_shift).to(device)
-    drawn = noise.normal(seed, "serve", shape=(3, request.size, request.size)).to(device)
+    grid = grid.to(device)
+    drawn = noise.normal(seed, "serve", shape=canvas.shape).to(device)
     start = request.start
     if start is None:
         return Trajectory(drawn, grid, request.sampler, seed), None
     grid = grid[request.steps - request.steps_left :]
-    clean = _pixels(start.image).to(device)
+    picture = _pixels(start.image).to(device)
+    clean = canvas.clean(picture[None])[0]
     trajectory = Trajectory(noised(denoiser, clean, drawn, grid[:1]), grid, request.sampler, seed)
     if start.mask is None:
         return trajectory, None
     free = torch.from_numpy(np.asarray(start.mask) >= 128)[None].to(device)
-    return trajectory, Kept(clean, drawn, free)
+    if canvas.factor == 1:
+        return trajectory, Kept(clean, drawn, free)
+    coarse = torch.nn.functional.max_pool2d(free.float(), canvas.factor).bool()
+    return trajectory, Kept(clean, drawn, coarse, picture, free)
 
 
 def _pixels(image: Image.Image) -> torch.Tensor:

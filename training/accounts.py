@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from training import ranks, resume
-from training.checkpoint import Checkpoint
 from training.config import TrainConfig
 from training.data.batch import Batch
 from training.data.dataset import Dataset, Split
 from training.data.use_digest import RowHash, Use
 from training.data.use_ledger import UseLedger, UseState, kept_recipe
 from training.errors import DataError
+from training.guards import LeftOut
 from training.skipped import MissingRow, SkippedSamples
 from training.spec import Emit, WorkerSpec
 
@@ -31,7 +31,7 @@ class Accounts:
         dataset: what the run reads.
         split: of it.
         reasons: the loader's own record, sample id to why it cannot be read.
-        found: the checkpoint that the run goes on from.
+        before: what the state that the run goes on from says of its use; None for a fresh run.
         emit: takes the warnings.
 
     Raises:
@@ -45,7 +45,7 @@ class Accounts:
         dataset: Dataset,
         split: Split,
         reasons: Mapping[int, str],
-        found: Checkpoint | None,
+        before: Mapping[str, Any] | None,
         emit: Emit,
     ) -> None:
         self._split, self._reasons = split, reasons
@@ -56,11 +56,11 @@ class Accounts:
         if spec.rank != 0:
             return
         run_dir = Path(spec.run_dir)
-        state = UseState(**found.about["use"]) if found else UseState()
+        state = UseState(**before) if before else UseState()
         recipe = config.model_dump(mode="json")
         kept = kept_recipe(run_dir)
         # killed before its first checkpoint, a run may begin again with another recipe: what it did then is nothing
-        anew = found is None and kept is not None and bool(resume.changed(kept.get("config", {}), recipe))
+        anew = before is None and kept is not None and bool(resume.changed(kept.get("config", {}), recipe))
         self._ledger, wrong = UseLedger.open(run_dir, dataset.hash, state, anew=anew)
         if wrong:
             emit({"event": "warning", "message": wrong})
@@ -72,12 +72,13 @@ class Accounts:
         """Samples that no rank could read; rank 0 knows."""
         return 0 if self._skipped is None else len(self._skipped)
 
-    def commit(self, done: int, batch: Batch, asked_to_stop: bool) -> bool:
+    def commit(self, done: int, batch: Batch, left_out: LeftOut | None, asked_to_stop: bool) -> bool:
         """Account for a step that was taken; one message for all that the ranks must know of one another.
 
         Args:
             done: steps done.
             batch: this rank's rows.
+            left_out: what of it is not in the weights.
             asked_to_stop: whether this rank was.
 
         Returns:
@@ -92,8 +93,9 @@ class Accounts:
         asked, *parts = ranks.total(asked_to_stop, *mine.parts())
         use = Use.of_parts(parts)
         missing = self._missing(batch) if use.missing else []
+        undone = None if left_out is None else (left_out.first_step, left_out.last_step)
         if self._ledger is not None and self._skipped is not None:
-            self._ledger.commit(done, batch.position, use, [(row.sample_id, row.epoch) for row in missing])
+            self._ledger.commit(done, batch.position, use, [(row.sample_id, row.epoch) for row in missing], undone)
             self._skipped.add(done, missing)
         self._gone = 0 if use.rows else self._gone + use.missing
         if self._gone >= GONE:
@@ -111,12 +113,14 @@ class Accounts:
         mine = [MissingRow(i, epoch, self._reasons.get(i, "")) for i, epoch, valid in rows if not valid]
         return sorted(row for told in ranks.gather(mine) for row in told)
 
-    def flushed(self) -> dict[str, Any]:
-        """The state that a checkpoint names, of a ledger that is on disk. For rank 0."""
-        if self._ledger is None:
-            raise TypeError("rank 0 has the ledger")
-        self._ledger.flush()
-        return asdict(self._ledger.state)
+    def state(self) -> dict[str, Any]:
+        """What has been consumed so far; rank 0 knows."""
+        return {} if self._ledger is None else asdict(self._ledger.state)
+
+    def flush(self) -> None:
+        """The ledger is on disk when this returns; before a checkpoint names it."""
+        if self._ledger is not None:
+            self._ledger.flush()
 
     def close(self) -> None:
         """Say what was left out, and close the files."""

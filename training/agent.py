@@ -26,6 +26,9 @@ from typing import Any, Literal
 
 from training.errors import TrainingError
 
+KILL = b'{"kill": true}\n'
+"""Asks a keeper to kill its training process."""
+
 
 def accelerator(environment: Mapping[str, str]) -> Literal["cuda", "cpu"]:
     """What a process with this environment computes on.
@@ -74,10 +77,14 @@ class TrainingProcess:
 
     Args:
         connection: the socket to its keeper.
+
+    Attributes:
+        killed: whether ``kill`` was called.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self.killed = False
 
     def events(self, idle_s: float | None = None) -> Iterator[dict[str, Any]]:
         """What the process reports, in order; the last is ``{"event": "exit", "code": ...}``.
@@ -107,6 +114,12 @@ class TrainingProcess:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has left; its events say how
             self._connection.sendall(b'{"stop": true}\n')
 
+    def kill(self) -> None:
+        """End it at once, whatever it hangs in."""
+        self.killed = True
+        with contextlib.suppress(OSError):  # it has left, and may have been closed; its events say how it ended
+            self._connection.sendall(KILL)
+
     def close(self) -> None:
         """Let go: a process that still runs is asked to checkpoint and leave, and killed after a while."""
         with contextlib.suppress(OSError):  # the keeper may have gone first
@@ -116,7 +129,7 @@ class TrainingProcess:
 
 def launch(
     path: Path,
-    task: Literal["train", "publish"],
+    task: Literal["train", "publish", "forecast", "self_test"],
     spec: Mapping[str, Any],
     log: Path,
     environment: Mapping[str, str] = os.environ,

@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from training.errors import ConfigError
+from training.finetune.layout import factor_of, weights_variant
 
 if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-_CLASS = "AutoencoderKL"
+_CLASSES = ("AutoencoderKL", "AutoencoderDC")
+_SCALES = {"AutoencoderKL": 0.18215, "AutoencoderDC": 1.0}
+"""diffusers' ``scaling_factor`` where a config does not say it."""
+_SURE = -30.0
+"""The log-variance of latents that are not drawn: the lowest that ``LatentSpace.draw`` knows, a deviation of 3e-7."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +46,12 @@ class LatentSpace:
         told = json.loads((directory / "config.json").read_bytes())
         channels = int(told.get("latent_channels", 4))
         each = torch.ones(channels)
-        scale = each * float(told.get("scaling_factor") or 0.18215)
+        scale = each * float(told.get("scaling_factor") or _SCALES[told["_class_name"]])
         shift = each * float(told.get("shift_factor") or 0.0)
         if told.get("latents_mean") and told.get("latents_std"):
             scale = scale / torch.tensor(told["latents_std"], dtype=torch.float32)
             shift = torch.tensor(told["latents_mean"], dtype=torch.float32)
-        factor = 2 ** (len(told.get("block_out_channels", [64])) - 1)
-        return cls(channels, factor, scale.reshape(-1, 1, 1), shift.reshape(-1, 1, 1))
+        return cls(channels, factor_of(told), scale.reshape(-1, 1, 1), shift.reshape(-1, 1, 1))
 
     def draw(self, moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Latents as the network sees them, drawn from their posterior (Kingma and Welling 2014, eq. 10).
@@ -56,7 +61,7 @@ class LatentSpace:
             noise: ``[..., channels, h, w]`` standard normal.
         """
         mean, log_variance = moments.chunk(2, dim=-3)
-        drawn = mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
+        drawn = mean + torch.exp(0.5 * log_variance.clamp(_SURE, 20.0)) * noise
         return (drawn - self.shift.to(drawn.device)) * self.scale.to(drawn.device)
 
     def undo(self, latents: torch.Tensor) -> torch.Tensor:
@@ -68,7 +73,7 @@ def autoencoder_directory(place: str | Path) -> Path:
     """The directory of an autoencoder, looked at and not loaded.
 
     Raises:
-        ConfigError: it holds no ``AutoencoderKL``, none for RGB pictures, or only pickled weights.
+        ConfigError: it holds no ``AutoencoderKL`` or ``AutoencoderDC``, none for RGB pictures, or only pickled weights.
     """
     directory = Path(place)
     try:
@@ -76,12 +81,13 @@ def autoencoder_directory(place: str | Path) -> Path:
         found = told.get("_class_name") if isinstance(told, dict) else None
     except (OSError, ValueError):
         found = None
-    if found != _CLASS:
+    if found not in _CLASSES:
         inner = directory / "vae"
         raise ConfigError(
             "The autoencoder cannot be found.",
             value=str(place),
-            rule=f"a directory with a diffusers config.json of an {_CLASS}" + (f", not of a {found}" if found else ""),
+            rule=f"a directory with a diffusers config.json of an {' or '.join(_CLASSES)}"
+            + (f", not of a {found}" if found else ""),
             options=[str(inner)] if (inner / "config.json").is_file() else ["/path/to/pipeline/vae"],
         )
     if told.get("in_channels", 3) != 3 or told.get("out_channels", 3) != 3:
@@ -93,13 +99,13 @@ def autoencoder_directory(place: str | Path) -> Path:
             "The autoencoder's weights are not there.",
             value=str(place),
             rule="safetensors weights; pickled ones are not read",
-            mend="AutoencoderKL.from_pretrained(...).save_pretrained(DIR), where you trust them",
+            mend=f"{found}.from_pretrained(...).save_pretrained(DIR), where you trust them",
         )
     return directory
 
 
 class Autoencoder:
-    """A frozen ``AutoencoderKL`` in float32.
+    """A frozen ``AutoencoderKL``, or the ``AutoencoderDC`` of Sana (Chen et al. 2024), in float32.
 
     Args:
         directory: of a diffusers model; nothing is downloaded, nothing unpickled.
@@ -110,23 +116,31 @@ class Autoencoder:
     """
 
     def __init__(self, directory: Path, device: torch.device | str = "cpu") -> None:
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        import diffusers
 
         self.directory = autoencoder_directory(directory)
         self.space = LatentSpace.of(directory)
+        kind = json.loads((directory / "config.json").read_bytes())["_class_name"]
         try:
-            loaded: Any = AutoencoderKL.from_pretrained(
-                directory, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32
+            loaded: Any = getattr(diffusers, kind).from_pretrained(
+                directory,
+                use_safetensors=True,
+                local_files_only=True,
+                variant=weights_variant(directory),
+                torch_dtype=torch.float32,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError("The autoencoder does not load.", value=str(directory), rule=str(error)) from error
-        self.model: AutoencoderKL = loaded.to(device).eval().requires_grad_(False)
+        self.model: AutoencoderKL | AutoencoderDC = loaded.to(device).eval().requires_grad_(False)
         self.device = torch.device(device)
 
     @torch.no_grad()
     def moments(self, pictures: torch.Tensor) -> torch.Tensor:
         """``[B, 2 channels, H/factor, W/factor]`` of ``[B,3,H,W]`` pictures in -1..1: mean and log-variance."""
-        posterior: Any = self.model.encode(pictures.to(self.device)).latent_dist
+        encoded: Any = self.model.encode(pictures.to(self.device))
+        if not hasattr(encoded, "latent_dist"):  # AutoencoderDC draws nothing
+            return torch.cat([encoded.latent, torch.full_like(encoded.latent, _SURE)], dim=1)
+        posterior = encoded.latent_dist
         return torch.cat([posterior.mean, posterior.logvar], dim=1)
 
     @torch.no_grad()

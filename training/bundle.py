@@ -2,8 +2,10 @@
 
 bundle/
   model_index.json  pipeline.py      DiffusionPipeline.from_pretrained(bundle, trust_remote_code=True)
-  unet/  text_encoder/               safetensors weights and their configs
-  tokenizer/  scheduler/
+  unet/ or transformer/              safetensors weights and their configs, as all that follows
+  text_encoder/  tokenizer/          where the network is told captions
+  vae/                               where it draws latents
+  scheduler/
   darkroom.json                      run, data, recipe, metrics, licences, and a checksum of every other file
 """
 
@@ -12,10 +14,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from training.bundle_manifest import (
     MANIFEST,
@@ -26,13 +28,15 @@ from training.bundle_manifest import (
     records_of,
     verify_bundle,
 )
-from training.errors import CheckpointError
+from training.bundle_told import told_by
+from training.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    import torch
 
-    from training.conditioning import TextEncoder
-    from training.objectives import Denoiser, Network
+    from training.canvas import Canvas
+    from training.conditioning import Encoder, TextEncoder
+    from training.objectives import Denoiser, Network, Objective
 
 __all__ = [
     "MANIFEST",
@@ -52,36 +56,50 @@ class LoadedBundle:
     """A bundle in memory, ready for a sampler.
 
     Attributes:
-        network: the raw network behind the network contract.
-        denoiser: what samplers and the serving engine call.
-        encoder: captions to conditioning.
-        resolution: side of the square pictures, in pixels.
-        time_shift: pass it to ``training.samplers.times``.
+        module: the diffusers model, in evaluation mode.
+        objective: how it was trained; its ``grid`` is where samplers ask.
+        encoder: captions or names of classes to conditioning.
+        canvas: where the network draws: pixels, or the latents of the bundle's autoencoder.
         provenance: where the model comes from.
-        unet: the diffusers module, in evaluation mode.
         sha256: of the ``darkroom.json`` that stood there once everything was loaded.
     """
 
-    network: Network
-    denoiser: Denoiser
-    encoder: TextEncoder
-    resolution: int
-    time_shift: float
+    module: torch.nn.Module
+    objective: Objective
+    encoder: Encoder
+    canvas: Canvas
     provenance: Provenance
-    unet: UNet2DConditionModel
     sha256: str
+
+    @property
+    def network(self) -> Network:
+        """The raw network behind the network contract."""
+        from training import models
+
+        return partial(models.apply, self.module)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """What samplers and the serving engine call."""
+        return self.objective.denoiser(self.network)
+
+    def on(self, device: torch.device | str) -> LoadedBundle:
+        """The same bundle, its network and its autoencoder on a device."""
+        return replace(self, module=self.module.to(device), canvas=self.canvas.on(device))
 
 
 def write_bundle(
-    out: Path, *, unet: UNet2DConditionModel, encoder: TextEncoder, time_shift: float, provenance: Provenance
+    out: Path, *, network: Any, encoder: Encoder, objective: Objective, canvas: Canvas, provenance: Provenance
 ) -> Path:
     """Write a bundle; it appears complete or not at all, and replaces an older bundle of the same name.
 
     Args:
         out: the directory to make.
-        unet: the network with the weights to publish (the moving average).
-        encoder: the frozen text encoder; its weights travel along, so that a bundle stands alone.
-        time_shift: the objective's shift of time.
+        network: the diffusers model with the weights to publish (the moving average).
+        encoder: of what the network is told; a frozen text encoder's weights travel along, so that a bundle stands
+            alone.
+        objective: how the network was trained.
+        canvas: where it draws; an autoencoder travels along.
         provenance: where the model comes from.
 
     Returns:
@@ -97,18 +115,28 @@ def write_bundle(
             rule=f"a new directory, or a bundle to replace (with {MANIFEST})",
             mend="choose another name or move what is there",
         )
+    from training.finetune.encoder import PipelineEncoder
+    from training.finetune.output import write_pipeline
+
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         fresh = aside / "new"
-        _write_parts(fresh, unet, encoder, time_shift)
-        manifest = BundleManifest(
-            resolution=int(unet.config["sample_size"]),
-            max_tokens=encoder.max_tokens,
-            time_shift=time_shift,
-            text_encoder_hash=encoder.hash,
-            provenance=provenance,
-            files=records_of(fresh),
+        folder = "transformer" if "Transformer" in type(network).__name__ else "unet"
+        if isinstance(encoder, PipelineEncoder):
+            write_pipeline(fresh, network, encoder.pipeline, objective)
+        else:
+            _write_parts(fresh, {folder: _plain(network)}, encoder, objective, canvas)
+        manifest = BundleManifest.model_validate(
+            {
+                "network": folder,
+                "objective": objective.model_dump(),
+                "conditioning": told_by(encoder).model_dump(),
+                "latents": canvas.autoencoder_at is not None,
+                "resolution": canvas.resolution,
+                "provenance": provenance.model_dump(),
+                "files": records_of(fresh),
+            }
         )
         (fresh / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         if out.exists():
@@ -119,37 +147,46 @@ def write_bundle(
     return out
 
 
-def _write_parts(folder: Path, unet: UNet2DConditionModel, encoder: TextEncoder, time_shift: float) -> None:
+def _plain(network: Any) -> Any:
+    """A twin on the CPU, in float32 and plainly laid out: safetensors takes no channels-last weights."""
+    twin = type(network).from_config(network.config)
+    twin.load_state_dict(network.state_dict())
+    return twin
+
+
+def _write_parts(folder: Path, parts: dict[str, Any], encoder: Encoder, objective: Objective, canvas: Canvas) -> None:
     """Everything that diffusers reads."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+    from training import pipeline
+    from training.conditioning import ClassEncoder, TextEncoder
+
+    tokenizer = None
+    if isinstance(encoder, TextEncoder):
+        tokenizer = _tokenizer(encoder)
+        parts = {**parts, "text_encoder": encoder.model, "tokenizer": tokenizer}
+    if canvas.autoencoder is not None:
+        parts = {**parts, "vae": canvas.autoencoder.model}
+    classes = encoder.names if isinstance(encoder, ClassEncoder) else None
+    pipe = pipeline.DarkroomPipeline(scheduler=objective.scheduler(), classes=classes, **parts)
+    pipe.save_pretrained(folder, safe_serialization=True)
+    if tokenizer is not None:
+        # beside the encoder too: the folder is then a transformers directory that a recipe may name
+        tokenizer.save_pretrained(folder / "text_encoder")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = ["pipeline", pipeline.DarkroomPipeline.__name__]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    shutil.copyfile(pipeline.__file__, folder / "pipeline.py")
+
+
+def _tokenizer(encoder: TextEncoder) -> Any:
     from transformers import AutoTokenizer
 
-    from training import pipeline
-
-    # a twin on the CPU, in float32 and plainly laid out: safetensors takes no channels-last weights
-    twin = UNet2DConditionModel.from_config(unet.config)
-    twin.load_state_dict(unet.state_dict())
-
-    tokenizer = AutoTokenizer.from_pretrained(
+    return AutoTokenizer.from_pretrained(
         encoder.directory,
         model_max_length=encoder.max_tokens,
         padding_side="right",  # as training pads
         local_files_only=True,
         trust_remote_code=False,
     )
-    pipeline.DarkroomPipeline(
-        unet=twin,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=time_shift),
-        text_encoder=encoder.model,
-        tokenizer=tokenizer,
-    ).save_pretrained(folder, safe_serialization=True)
-    # the tokenizer stands beside the encoder too: the folder is then a transformers directory that a recipe may name
-    tokenizer.save_pretrained(folder / "text_encoder")
-    index = json.loads((folder / "model_index.json").read_text())
-    index["_class_name"] = ["pipeline", pipeline.DarkroomPipeline.__name__]
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    shutil.copyfile(pipeline.__file__, folder / "pipeline.py")
 
 
 def load_bundle(path: Path) -> LoadedBundle:
@@ -159,27 +196,24 @@ def load_bundle(path: Path) -> LoadedBundle:
         CheckpointError: a file is missing, has changed or does not fit.
     """
     manifest = verify_bundle(path)
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from training import models
+    from training.canvas import Canvas
 
-    from training.conditioning import TextEncoder
-    from training.models import apply_unet
-    from training.objectives import RectifiedFlow
-
+    folder = path / manifest.network
     try:
-        unet = UNet2DConditionModel.from_pretrained(path / "unet", use_safetensors=True, local_files_only=True)
-        encoder = TextEncoder(path / "text_encoder", manifest.max_tokens)
-    except (OSError, ValueError, RuntimeError) as error:
+        kind = models.network_class(json.loads((folder / "config.json").read_bytes())["_class_name"])
+        module = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        encoder = manifest.conditioning.encoder(path)
+        canvas = Canvas(manifest.resolution, path / "vae" if manifest.latents else None)
+        canvas.load()
+    except (OSError, ValueError, KeyError, RuntimeError, ConfigError) as error:
         raise CheckpointError("The bundle's weights do not load.", value=str(path), rule=str(error)) from error
-    unet.eval().requires_grad_(False)
-    network: Network = partial(apply_unet, unet)
     return LoadedBundle(
-        network=network,
-        denoiser=RectifiedFlow(time_shift=manifest.time_shift).denoiser(network),
+        module=module.eval().requires_grad_(False),
+        objective=manifest.objective,
         encoder=encoder,
-        resolution=manifest.resolution,
-        time_shift=manifest.time_shift,
+        canvas=canvas,
         provenance=manifest.provenance,
-        unet=unet,
         # last: a directory that was replaced meanwhile does not pass for the one that was verified
         sha256=manifest_sha256(path),
     )

@@ -10,20 +10,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from training.bundle_told import Told
 from training.errors import CheckpointError
+from training.objectives import ObjectiveConfig
 
 MANIFEST = "darkroom.json"
 _MEND = "publish the bundle again, or fetch it again from the registry"
-_CORE = (
-    "model_index.json",
-    "unet/config.json",
-    "unet/*.safetensors",
-    "text_encoder/config.json",
-    "text_encoder/*.safetensors",
-    "tokenizer/tokenizer_config.json",
-    "scheduler/scheduler_config.json",
-)
-"""What no bundle can do without; a big network's weights come in several files."""
 
 
 class Provenance(BaseModel):
@@ -67,22 +59,35 @@ class BundleManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     """Version of this file's layout."""
-    objective: Literal["rectified_flow"] = "rectified_flow"
-    """What the network predicts."""
+    network: Literal["unet", "transformer"]
+    """The folder of the network."""
+    objective: ObjectiveConfig
+    """What the network predicts, and when it is asked."""
+    conditioning: Told
+    """What the network is told."""
+    latents: bool
+    """Whether it draws latents, which the autoencoder in ``vae`` decodes, and not pixels."""
     resolution: int = Field(ge=1)
     """Side of the square pictures, in pixels."""
-    max_tokens: int = Field(ge=1)
-    """Longest prompt, in tokens."""
-    time_shift: float = Field(gt=0)
-    """The sampler's shift of time (Esser et al. 2024, eq. 23)."""
-    text_encoder_hash: str
-    """``TextEncoder.hash`` of the encoder that training used."""
     provenance: Provenance
     """Where the model comes from."""
     files: dict[str, FileRecord]
     """Every other file by its path inside the bundle, with forward slashes."""
+
+    @property
+    def core(self) -> tuple[str, ...]:
+        """Patterns of the files that it cannot do without; a big network's weights come in several files."""
+        parts: list[str] = [self.network]
+        captions = self.conditioning.kind in ("text", "pipeline")
+        if captions:
+            parts.append("text_encoder")
+        if self.latents:
+            parts.append("vae")
+        weights = [f"{part}/{name}" for part in parts for name in ("config.json", "*.safetensors")]
+        tokenizer = ["tokenizer/tokenizer_config.json"] if captions else []
+        return ("model_index.json", "scheduler/scheduler_config.json", *weights, *tokenizer)
 
 
 def records_of(folder: Path) -> dict[str, FileRecord]:
@@ -163,7 +168,7 @@ def _check_names(manifest: BundleManifest) -> None:
             raise CheckpointError(
                 "The bundle names a file outside itself.", value=name, rule="paths inside the bundle", mend=_MEND
             )
-    for pattern in _CORE:
+    for pattern in manifest.core:
         if not any(fnmatchcase(name, pattern) for name in manifest.files):
             raise CheckpointError(
                 "The bundle is incomplete.", value=pattern, rule=f"{MANIFEST} lists it with its checksum", mend=_MEND

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,24 +11,37 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.checkpoint import CheckpointConfig
-from training.conditioning_config import TextConfig
+from training.conditioning_config import ConditioningConfig, TextConfig
+from training.cost_config import CostConfig
 from training.data.loader_config import LoaderConfig
 from training.ema import EmaConfig
-from training.engine_config import EngineConfig, WorkersConfig
+from training.engine_config import EngineConfig
+from training.engine_rules import require_workable
 from training.errors import ConfigError
 from training.evaluate.config import EvaluationConfig
-from training.models import ModelConfig
-from training.objectives import ObjectiveConfig
-from training.optim import AdamWConfig, ScheduleConfig, WarmupStableDecay
+from training.finetune.sections import filled_in
+from training.finetune.start_config import AdapterConfig, StartConfig
+from training.fit import require_fitting
+from training.guards_config import GuardsConfig, check_undo
+from training.latents_config import LatentsConfig
+from training.models import ModelConfig, UNetConfig
+from training.models.mup import check_optimizer
+from training.objectives import ObjectiveConfig, RectifiedFlow
+from training.optim import AdamWConfig, OptimizerConfig, ScheduleConfig, WarmupStableDecay
 from training.tracking import TrackingConfig
+from training.workers_config import WorkersConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 
 EXACT = (
-    *("seed", "global_batch", "model", "text", "objective", "optimizer", "schedule", "ema"),
+    *("seed", "global_batch", "model", "conditioning", "latents", "objective", "optimizer", "schedule"),
+    *("ema.decay", "ema.post_hoc"),
+    *("start", "adapter"),
     *(f"data.{key}" for key in ("block", "window", "buckets", "augment", "scaled_decoding")),
 )
 """Sections and fields that a run cannot change on its way."""
+_TAGS = ("kind", "family")
+"""What chooses among the members of a union; a member's fields are not those of another."""
 
 
 class TrainConfig(BaseModel):
@@ -46,13 +59,19 @@ class TrainConfig(BaseModel):
     """Samples per optimizer step, over all workers and accumulation."""
     data: LoaderConfig
     """Where the samples come from."""
-    model: ModelConfig = Field(default_factory=ModelConfig)
+    model: ModelConfig = UNetConfig()
     """The network."""
-    text: TextConfig = TextConfig()
-    """The frozen text encoder."""
-    objective: ObjectiveConfig = ObjectiveConfig()
+    latents: LatentsConfig | None = None
+    """The autoencoder whose latents the network sees; without one it sees pixels."""
+    start: StartConfig | None = None
+    """The pipeline that the run starts from; it decides the four sections around this one."""
+    adapter: AdapterConfig | None = None
+    """What is trained beside the pipeline's network; without it the network itself."""
+    conditioning: ConditioningConfig = TextConfig()
+    """What the network is told about each picture."""
+    objective: ObjectiveConfig = RectifiedFlow()
     """What the network learns to predict."""
-    optimizer: AdamWConfig = AdamWConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
     """How the weights move."""
     schedule: ScheduleConfig = WarmupStableDecay()
     """How the learning rate changes."""
@@ -64,18 +83,47 @@ class TrainConfig(BaseModel):
     """Ray Train's worker group."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the run's state is kept."""
+    guards: GuardsConfig = GuardsConfig()
+    """When a step or a rank cannot be trusted."""
+    cost: CostConfig = CostConfig()
+    """What the hardware costs, and where its electricity comes from."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured and shown while training."""
     tracking: TrackingConfig = TrackingConfig()
     """Where MLflow files the run."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _pipeline_decides(cls, values: Any) -> Any:
+        return filled_in(values) if isinstance(values, Mapping) else values
+
     @model_validator(mode="after")
-    def _batch_divides(self) -> TrainConfig:
-        share = self.workers.count * (self.engine.micro_batch or 1)
-        if self.global_batch % share:
+    def _rows_for_all(self) -> TrainConfig:
+        if self.global_batch < self.workers.largest:
             raise ValueError(
-                f"global_batch {self.global_batch} must be a multiple of workers.count x engine.micro_batch = {share}"
+                f"global_batch {self.global_batch} must be at least {self.workers.largest}, a row for each worker"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_can_be_undone(self) -> TrainConfig:
+        check_undo(self.guards, self.checkpoint.memory_every_steps)
+        return self
+
+    @model_validator(mode="after")
+    def _engine_works(self) -> TrainConfig:
+        require_workable(self.engine, self.optimizer, self.schedule, self.ema)
+        return self
+
+    @model_validator(mode="after")
+    def _network_fits(self) -> TrainConfig:
+        # how latents lie is said by a directory that may be on another machine: their sides are looked at there
+        require_fitting(self.model, self.conditioning.kind, self.data.buckets, factor=0 if self.latents else 1)
+        return self
+
+    @model_validator(mode="after")
+    def _rate_transfers(self) -> TrainConfig:
+        check_optimizer(self.model, self.optimizer.kind)
         return self
 
 
@@ -136,7 +184,7 @@ def _read(reference: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+    merged = {} if any(tag in delta and base.get(tag, delta[tag]) != delta[tag] for tag in _TAGS) else dict(base)
     for key, value in delta.items():
         old = merged.get(key)
         merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
@@ -171,7 +219,7 @@ def override(values: dict[str, Any], path: str, value: Any) -> None:
         inner = target.get(section)
         target[section] = dict(inner) if isinstance(inner, dict) else {}
         target = target[section]
-    if key == "kind" and target.get("kind", value) != value:
+    if key in _TAGS and target.get(key, value) != value:
         target.clear()  # another member of the union: the fields of the former are not its own
     target[key] = value
 
@@ -200,7 +248,7 @@ def _walk(path: Sequence[str]) -> tuple[type[BaseModel] | None, list[str]]:
     keys: list[str] = []
     for place, part in enumerate(path):
         field = model.model_fields.get(part) if model else None
-        if field is None and model is not None and place < len(path) - 1:
+        if field is None and model is not None and _has_tag(model, part):
             continue  # a union's tag, which pydantic names and a reader does not write
         section, keys = model, [*keys, part]
         following = path[place + 1] if place + 1 < len(path) else None
@@ -210,7 +258,19 @@ def _walk(path: Sequence[str]) -> tuple[type[BaseModel] | None, list[str]]:
 
 def _model_of(annotation: Any, tag: str | None) -> type[BaseModel] | None:
     """The model class of a field; of a union, the member with the tag."""
-    found = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-    models = [kind for kind in found if issubclass(kind, BaseModel)]
-    tagged = [m for m in models if "kind" in m.model_fields and tag in get_args(m.model_fields["kind"].annotation)]
+    models = list(_models(annotation))
+    tagged = [model for model in models if _has_tag(model, tag)]
     return next(iter(tagged or models), None)
+
+
+def _has_tag(model: type[BaseModel], tag: str | None) -> bool:
+    fields = [model.model_fields[name] for name in _TAGS if name in model.model_fields]
+    return any(tag in get_args(field.annotation) for field in fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The model classes of an annotation, whatever they are wrapped into."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)

@@ -6,14 +6,15 @@ import hashlib
 import logging
 from collections.abc import Sequence
 
-from training.conditioning import Conditioning, TextConfig, TextEncoder, encoder_directory
+from training.conditioning import Conditioning, caption_encoder, encoder_key
+from training.conditioning_config import CaptionsConfig
+from training.data.captions import canonical
 from training.data.storage import Folder
-from training.directory_hash import directory_hash
 
 _log = logging.getLogger(__name__)
 
 
-def embed_once(folder: Folder, config: TextConfig, captions: Sequence[str]) -> Conditioning:
+def embed_once(folder: Folder, config: CaptionsConfig, captions: Sequence[str]) -> Conditioning:
     """States of ``captions``, one row each, from the cache or computed now and kept.
 
     Two processes may compute the same file at once: both write the same bytes, and a rename decides.
@@ -32,8 +33,9 @@ def embed_once(folder: Folder, config: TextConfig, captions: Sequence[str]) -> C
     name = embeddings_name(config, captions)
     states = _kept(folder, name)
     if states is None:
-        states = TextEncoder.from_config(config).encode(captions)
-        folder.write(name, save({"tokens": states.tokens, "mask": states.mask}))
+        states = caption_encoder(config).encode(captions)
+        kept = {"tokens": states.tokens, "mask": states.mask}
+        folder.write(name, save(kept if states.pooled is None else {**kept, "pooled": states.pooled}))
     return states
 
 
@@ -49,13 +51,12 @@ def _kept(folder: Folder, name: str) -> Conditioning | None:
     except SafetensorError as error:
         _log.warning("%s is made again, for it is damaged: %s", folder.url(name), error)
         return None
-    return Conditioning(loaded["tokens"], loaded["mask"])
+    return Conditioning(loaded["tokens"], loaded["mask"], loaded.get("pooled"))
 
 
-def embeddings_name(config: TextConfig, captions: Sequence[str]) -> str:
+def embeddings_name(config: CaptionsConfig, captions: Sequence[str]) -> str:
     """The file of these captions' states; the name holds the encoder's hash and the captions'."""
-    told = f"{directory_hash(encoder_directory(config.encoder))} {config.max_tokens}"
-    digest = hashlib.sha256(told.encode())
+    digest = hashlib.sha256(canonical(encoder_key(config)))
     for caption in captions:
         digest.update(b"\x00" + caption.encode())
     return f"prompts-{digest.hexdigest()[:32]}.safetensors"

@@ -1,4 +1,4 @@
-"""What a recipe says of DeepSpeed's engine and of Ray Train's workers."""
+"""What a recipe says of DeepSpeed's engine."""
 
 from __future__ import annotations
 
@@ -14,27 +14,23 @@ class EngineConfig(BaseModel):
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What is sharded over the workers: 1 optimizer state, 2 and gradients, 3 and weights (Rajbhandari et al. 2020)."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of the matrix products; auto is bf16 where every worker's hardware has it, fp32 elsewhere. Master
-    weights, their gradients and the optimizer stay fp32."""
+    precision: Literal["auto", "bf16", "fp16", "fp32", "fp8"] = "auto"
+    """Precision of the matrix products; auto is bf16 where every worker's hardware has it, fp32 elsewhere. fp16 comes
+    with a loss scale that finds itself; fp8 is torchao's for linear layers, on Hopper GPUs and newer, bf16 for the
+    rest. Master weights, their gradients and the optimizer stay fp32."""
     gradient_clip: float = Field(default=1.0, ge=0)
     """Largest norm of the whole gradient; 0 never clips."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Rows of one forward on one worker; the rest is accumulated. None takes a worker's whole share."""
+    gradient_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass, which saves their memory for a third more time."""
+    compile: Literal["none", "blocks", "whole"] = "none"
+    """What torch.compile makes one kernel of as far as it can: every block of the network for itself, which compiles
+    once for all alike, or the whole network."""
+    offload: Literal["none", "cpu"] = "none"
+    """Where the optimizer's state and the fp32 weights lie: on the GPU, or from ZeRO 1 on in the node's memory (Ren et
+    al. 2021, ZeRO-Offload)."""
 
-
-class WorkersConfig(BaseModel):
-    """Ray Train's worker group."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    count: int = Field(default=1, ge=1)
-    """Training processes, one per worker."""
-    cpus: float = Field(default=0.9, gt=0)
-    """Ray CPUs that a worker reserves. Below 1, so that two workers and a sweep's driver fit on two cores."""
-    gpus: float = Field(default=0.0, ge=0)
-    """Ray GPUs that a worker reserves."""
-    threads: int = Field(default=1, ge=1)
-    """torch's threads in each training process."""
-    max_failures: int = Field(default=3, ge=0)
-    """How often a lost worker group is started again from the last checkpoint."""
+    def stage_of(self, world: int) -> int:
+        """The stage that so many workers run: one has nothing to share out, and need not pay for it."""
+        return 0 if world == 1 and self.offload == "none" else self.zero_stage

@@ -9,6 +9,7 @@ unpickled, and the only thing that a request can run is ``training.worker``.
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -22,13 +23,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.agent import accelerator
+from training.agent import KILL, accelerator
 
 PRELOAD = (
     "training.worker",
     # DeepSpeed imports it in `initialize`, and it drags in torch._dynamo: 1.9 s
     "deepspeed.runtime.zero.muon.muon_optimizer",
+    # the same, for layers that it looks for in every network: 0.2 s
+    "deepspeed.module_inject.auto_ep_layer",
     "diffusers.models.unets.unet_2d_condition",
+    "schedulefree",
     "mlflow.tracking.client",
     "mlflow.system_metrics.system_metrics_monitor",
 )
@@ -40,8 +44,11 @@ def serve(path: Path, idle_s: float | None) -> None:
     """Be the fork server until SIGTERM, or until nobody has asked for ``idle_s``."""
     _keep_freed_memory()
     _spare_gpus()
-    for name in PRELOAD:
-        importlib.import_module(name)
+    _preload()
+    # Collecting garbage writes to every object that it looks at: a forked process would copy their pages, one by one,
+    # in the middle of its start. With this and the preloads, fork to first step took 0.63 s of CPU instead of 1.27.
+    gc.collect()
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are reaped by the kernel
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
@@ -59,6 +66,15 @@ def serve(path: Path, idle_s: float | None) -> None:
             return
         finally:
             path.unlink(missing_ok=True)
+
+
+def _preload() -> None:
+    """Whatever a training process would import or work out before its first step, whoever asks for it."""
+    for name in PRELOAD:
+        importlib.import_module(name)
+    from PIL import Image
+
+    Image.init()  # the readers of less common formats: 0.1 s
 
 
 def _spare_gpus() -> None:
@@ -93,15 +109,15 @@ def _keep(connection: socket.socket) -> None:
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        request, stop = _read_request(connection)
+        request, wish = _read_request(connection)
         # blocked until training.worker has settled what it means: before, it would kill instead of stop
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         child = os.fork()
         if child == 0:
             _train(connection, request)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        if stop:
-            os.kill(child, signal.SIGTERM)
+        if wish:
+            os.kill(child, _meant(wish))
         status = _watch(child, connection)
         end = {"event": "exit", "code": os.waitstatus_to_exitcode(status)}
         connection.sendall(json.dumps(end).encode() + b"\n")
@@ -112,8 +128,13 @@ def _keep(connection: socket.socket) -> None:
         os._exit(code)
 
 
-def _read_request(connection: socket.socket) -> tuple[Mapping[str, Any], bool]:
-    """The request, and whether the wish to stop came right after it."""
+def _meant(wish: bytes) -> signal.Signals:
+    """The signal for what an agent wishes; one that is gone wishes for nothing, and so for an orderly end."""
+    return signal.SIGKILL if KILL.strip() in wish else signal.SIGTERM
+
+
+def _read_request(connection: socket.socket) -> tuple[Mapping[str, Any], bytes]:
+    """The request, and what came right after it."""
     received = b""
     while b"\n" not in received:
         part = connection.recv(65536)
@@ -121,7 +142,7 @@ def _read_request(connection: socket.socket) -> tuple[Mapping[str, Any], bool]:
             break
         received += part
     line, _, rest = received.partition(b"\n")
-    return json.loads(line), bool(rest)
+    return json.loads(line), rest
 
 
 def _watch(child: int, connection: socket.socket) -> int:
@@ -144,7 +165,7 @@ def _watch(child: int, connection: socket.socket) -> int:
         if not message:
             watched.remove(connection.fileno())
             abandoned = time.monotonic()
-        os.kill(child, signal.SIGTERM)
+        os.kill(child, _meant(message))
 
 
 def _train(connection: socket.socket, request: Mapping[str, Any]) -> None:

@@ -16,6 +16,6 @@ class LatentsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     autoencoder: str = Field(min_length=1)
-    """A directory with a diffusers ``AutoencoderKL``: ``config.json`` and safetensors weights."""
+    """A directory with a diffusers ``AutoencoderKL`` or ``AutoencoderDC``: ``config.json`` and safetensors weights."""
     dtype: StoredType = "fp16"
     """How the latents' means and log-variances are kept."""

@@ -1,6 +1,6 @@
-"""DeepSpeed's engine: the only file of the core that imports it.
+"""DeepSpeed's engine: of the core, this file and ``parallel_collectives`` import it.
 
-The engine's state leaves and enters as whole fp32 tensors by name, so a checkpoint of one ZeRO stage and world
+The engine's state leaves and enters as fp32 parts of tensors by name, so a checkpoint of one ZeRO stage and world
 size resumes at any other, and nothing is pickled.
 """
 
@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,20 +19,17 @@ import torch.distributed as dist
 os.environ["DS_ACCELERATOR"] = os.environ.get("DS_ACCELERATOR") or ("cuda" if torch.cuda.is_available() else "cpu")
 
 import deepspeed
-from deepspeed.utils import (
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 
 from training.engine_config import EngineConfig
-from training.errors import CheckpointError
-from training.optim import AdamWConfig
-from training.precision import Precision, resolve
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from training.engine_state import Part, StateSource, gather
+from training.errors import TrainingError
+from training.loss_scale import LossScale
+from training.optim import OptimizerConfig
+from training.parallel_collectives import collectives_on, time_collectives
+from training.parallel_options import deepspeed_options, prepare
+from training.parallel_state import State
+from training.precision import Precision, Resolved, resolve
+from training.stopwatch import Stopwatch
 
 if os.environ["DS_ACCELERATOR"] == "cpu":
     # It serves inference's all-reduce only and costs a 41 s compilation at the first start. There is none for GPUs,
@@ -73,8 +69,10 @@ def local_device(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % count) if count else torch.device("cpu")
 
 
-def common_precision(wished: Precision) -> Literal["bf16", "fp32"]:
+def common_precision(wished: Precision) -> Resolved:
     """The same on every rank: with ``auto``, bf16 only where all of them have it. Every rank calls it."""
+    if wished != "auto":
+        return wished
     here = torch.tensor(float(resolve(wished) == "bf16"), device="cuda" if torch.cuda.is_available() else "cpu")
     dist.all_reduce(here, dist.ReduceOp.MIN)
     return "bf16" if bool(here) else "fp32"
@@ -88,195 +86,188 @@ class Engine:
         optimizer: how the weights move.
         config: the recipe's engine section.
         global_batch: samples per optimizer step over all workers.
+        lr_scales: factors of the learning rate by the weight's name; 1 where a name is missing.
 
     Attributes:
         precision: what matrix products are computed in.
+        stage: of ZeRO, as it is run.
+        micro_batch: rows of one forward on one worker.
+        accumulation: forwards of one step; ``micro_batch`` times this is the largest share of a worker, or more.
+        average_into: fills tensors like ``weights`` with the average that the optimizer makes itself; None where it
+            makes none.
     """
 
     def __init__(
-        self, module: torch.nn.Module, optimizer: AdamWConfig, config: EngineConfig, global_batch: int
+        self,
+        module: torch.nn.Module,
+        optimizer: OptimizerConfig,
+        config: EngineConfig,
+        global_batch: int,
+        lr_scales: Mapping[str, float] | None = None,
     ) -> None:
         world = dist.get_world_size()
         self.config = config
         self.precision = common_precision(config.precision)
-        self.micro_batch = config.micro_batch or global_batch // world
-        self.accumulation = global_batch // (world * self.micro_batch)
+        share = math.ceil(global_batch / world)
+        self.micro_batch = min(config.micro_batch or share, share)
+        self.accumulation = math.ceil(share / self.micro_batch)
+        self.stage = config.stage_of(world)
+        prepare(module, config, self.precision)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module,
-            optimizer=optimizer.build(module.parameters()),
+            optimizer=optimizer.build(_trained(module), lr_scales or {}),
             dist_init_required=False,
-            config=self._deepspeed_config(global_batch),
+            config=deepspeed_options(config, self.stage, world, self.micro_batch, self.accumulation),
         )
         self.peak_learning_rate = optimizer.learning_rate
-        self.names = dict(self.engine.module.named_parameters())
+        self.names = dict(_trained(self.engine.module))
         self.device = self.engine.device
+        self.state = State(self.stage, self.optimizer, self.names, optimizer.fresh)
+        self._weights = [part for part in self.state.parts if part.group == "weights"]
+        self._scale = LossScale() if self.precision == "fp16" else None
+        self._muon: Any = None
+        self._muon_updates = 0
+        if optimizer.kind == "muon":
+            self._muon = self.state.torch_optimizer
+            self._muon.bind(self.state.pieces, self.state.groups)
+            self._matrices = sum(optimizer.takes(name, weight) for name, weight in self.names.items())
+        self.average_into = self._schedule_free(optimizer.beta1) if optimizer.kind == "schedule_free" else None
+        if world > 1:
+            time_collectives()
+        else:
+            self.engine.enable_backward_allreduce = False  # it would copy every gradient to and fro
+        if self.stage == 0:
+            self.engine.zero_grad = self._forget_gradients  # DeepSpeed's walks through the whole module
 
-    def _deepspeed_config(self, global_batch: int) -> dict[str, Any]:
-        return {
-            "train_batch_size": global_batch,
-            "train_micro_batch_size_per_gpu": self.micro_batch,
-            "gradient_accumulation_steps": self.accumulation,
-            "gradient_clipping": self.config.gradient_clip if self.config.zero_stage else 0.0,
-            "communication_data_type": "fp32",
-            "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": self.config.zero_stage},
-            "torch_autocast": {
-                "enabled": self.precision == "bf16",
-                "dtype": "bfloat16",
-                # gradients are summed over workers in fp32, whatever the products were computed in
-                "lower_precision_safe_modules": [],
-            },
-            "steps_per_print": 2**31 - 1,
-        }
-
-    def step(self, micro_batches: Iterator[Sequence[Any]], learning_rate: float) -> tuple[torch.Tensor, float]:
+    def step(
+        self, micro_batches: Iterator[Sequence[Any]], learning_rate: float, clock: Stopwatch
+    ) -> tuple[torch.Tensor, float]:
         """One optimizer step.
+
+        A gradient that is not finite changes nothing in fp16 and under ZeRO.
 
         Args:
             micro_batches: arguments of the module's ``forward``, ``accumulation`` times.
             learning_rate: the rate of this step.
+            clock: times its parts.
 
         Returns:
-            This rank's mean loss ``[]`` and the gradient's norm before clipping.
+            This rank's mean loss ``[]`` and the gradient's norm before clipping. A step in which fp16's loss scale
+            was found to be too large has the norm 0.
+
+        Raises:
+            TrainingError: Muon has left out a matrix.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        total = torch.zeros((), device=self.device)
-        norm: Any = None
-        for arguments in micro_batches:
-            loss = self.engine(*arguments)
-            self.engine.backward(loss)
-            if self.config.zero_stage == 0 and self.engine.is_gradient_accumulation_boundary():
-                # without ZeRO, DeepSpeed clips in fp32 but keeps the norm to itself
-                bound = self.config.gradient_clip or math.inf
-                norm = torch.nn.utils.clip_grad_norm_(list(self.names.values()), bound)
+            group["lr"] = learning_rate * group["lr_scale"]
+        if self._scale and self.stage:
+            self.optimizer.override_loss_scale(self._scale.value)
+        losses: list[torch.Tensor] = []
+        norm = 0.0
+        with collectives_on(clock):
+            for arguments in micro_batches:
+                with clock("forward"):
+                    loss = self.engine(*arguments)
+                with clock("backward"):
+                    self.engine.backward(loss * self._scale.value if self._scale and not self.stage else loss)
+                losses.append(loss.detach())
+                with clock("optimizer"):
+                    norm = self._update(last=len(losses) == self.accumulation)
+        return (losses[0] if len(losses) == 1 else torch.stack(losses).mean()), norm
+
+    def _update(self, *, last: bool) -> float:
+        """Count a micro-batch; after the last, move the weights. Returns the gradient's norm, then."""
+        if not last:
             self.engine.step()
-            total += loss.detach() / self.accumulation
-        return total, float(self.engine.get_global_grad_norm() if norm is None else norm)
+            return 0.0
+        before = self._muon.orthogonalised if self._muon else 0
+        norm = self._step_whole() if self.stage == 0 else self._step_sharded()
+        moved = math.isfinite(norm)
+        if self._scale and self._scale.update(overflow=not moved):
+            return 0.0
+        if self._muon and moved and self._muon.orthogonalised - before != self._muon.matrices:
+            raise TrainingError(
+                "Muon has left out a matrix.",
+                value=self._muon.orthogonalised - before,
+                rule=f"all {self._muon.matrices} of this rank in every step",
+            )
+        if self._muon and moved:
+            self._muon_updates += self._matrices
+        return norm
 
-    def owned(self) -> list[torch.Tensor]:
-        """The weights that this rank holds: all of them, or under ZeRO 3 its shards."""
-        if self.config.zero_stage == 3:
-            return [parameter.ds_tensor for parameter in self.names.values()]
-        return [parameter.data for parameter in self.names.values()]
+    def _step_whole(self) -> float:
+        """Without ZeRO, DeepSpeed knows nothing of a loss scale, and keeps the norm to itself."""
+        weights = list(self.names.values())
+        if self._scale:
+            torch._foreach_mul_([weight.grad for weight in weights if weight.grad is not None], 1 / self._scale.value)
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.config.gradient_clip or math.inf)
+        if self._scale and not bool(norm.isfinite()):
+            self._forget_gradients()
+        self.engine.step()
+        return float(norm)
 
-    @contextmanager
-    def _whole(self, parameter: Any) -> Iterator[torch.Tensor]:
-        if self.config.zero_stage == 3:
-            parameter.partition()  # DeepSpeed keeps small weights gathered; gather what the shards hold now
-            with deepspeed.zero.GatheredParameters([parameter]):
-                yield parameter
-        else:
-            yield parameter
+    def _forget_gradients(self) -> None:
+        for weight in self.names.values():
+            weight.grad = None
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Whole fp32 weights by name, as a forward pass would use them now. Every rank must call."""
-        whole = {}
-        for name, parameter in self.names.items():
-            with self._whole(parameter) as full:
-                whole[name] = full.detach().float().cpu().clone().contiguous()
-        return whole
+    def _step_sharded(self) -> float:
+        self.engine.step()
+        return math.inf if self.optimizer.overflow else float(self.engine.get_global_grad_norm())
 
-    def optimizer_state(self) -> dict[str, torch.Tensor]:
-        """Whole optimizer moments as ``name/moment``, and ``step``. Every rank must call."""
-        state = {"step": torch.tensor(float(self._optimizer_steps()))}
-        for name, parameter in self.names.items():
-            for moment in MOMENTS:
-                value = self._moment(parameter, moment)
-                state[f"{name}/{moment}"] = value.detach().float().cpu().reshape(parameter_shape(parameter)).clone()
-        return state
+    def _schedule_free(self, beta1: float) -> Callable[[list[torch.Tensor]], None]:
+        """What gives the average that the optimizer makes itself (Defazio et al. 2024, ``x`` from ``y`` and ``z``)."""
+        live = [part.values for part in self._weights]
+        ahead = [part.values for part in self.state.parts if part.group == "optimizer.z"]
 
-    def load(self, weights: Mapping[str, torch.Tensor], optimizer_state: Mapping[str, torch.Tensor]) -> None:
-        """Take weights and optimizer state of any stage and world size. Every rank must call.
+        def average_into(tensors: list[torch.Tensor]) -> None:
+            torch._foreach_copy_(tensors, live)
+            torch._foreach_lerp_(tensors, ahead, 1 - 1 / beta1)
+
+        return average_into
+
+    def metrics(self) -> dict[str, float]:
+        """What a chart of the run should show of the engine."""
+        told: dict[str, float] = {}
+        if self._scale:
+            told |= {"loss_scale": self._scale.value, "loss_scale_overflows": self._scale.overflows}
+        if self._muon:
+            told["muon_updates"] = self._muon_updates
+        return told
+
+    @property
+    def weights(self) -> list[Part]:
+        """This rank's parts of the fp32 weights: views, and the same list each time."""
+        return self._weights
+
+    def parts(self) -> list[Part]:
+        """This rank's parts of the weights and of the optimizer's state; over the ranks every element once.
+
+        They are views, and the same list each time.
+        """
+        return self.state.parts
+
+    def scalars(self) -> dict[str, float]:
+        """What the optimizer and the loss scale count; the same on every rank."""
+        return self.state.scalars() | (self._scale.scalars() if self._scale else {})
+
+    def take(self, source: StateSource) -> None:
+        """Take a state of any stage and world size. Every rank must call.
 
         Raises:
             CheckpointError: the names or shapes are another network's.
         """
-        self._check_names(weights)
-        self._create_moments(float(optimizer_state["step"]))
-        for name, parameter in self.names.items():
-            self._set_weight(parameter, weights[name].to(self.device))
-            for moment in MOMENTS:
-                value = optimizer_state[f"{name}/{moment}"].to(self.device)
-                if self.config.zero_stage == 0:
-                    self.optimizer.state[parameter][moment].copy_(value)
-                elif self.config.zero_stage == 3:
-                    safe_set_local_optimizer_state(parameter, _shard(parameter, value), moment)
-                else:
-                    safe_set_full_optimizer_state(parameter, value, moment)
+        self.state.take(source)
+        if self._scale:
+            self._scale.take(source.scalars)
 
-    def _check_names(self, weights: Mapping[str, torch.Tensor]) -> None:
-        for name in sorted(set(self.names) ^ set(weights)):
-            raise CheckpointError(
-                "The checkpoint belongs to another network.", value=name, rule="the same weight names"
-            )
-        for name, parameter in self.names.items():
-            if tuple(weights[name].shape) != parameter_shape(parameter):
-                raise CheckpointError(
-                    f"The checkpoint belongs to another network: {name} has another shape.",
-                    value=tuple(weights[name].shape),
-                    rule=f"{parameter_shape(parameter)}",
-                )
-
-    def _set_weight(self, parameter: torch.Tensor, value: torch.Tensor) -> None:
-        if self.config.zero_stage == 0:
-            parameter.data.copy_(value)
-            return
-        if self.config.zero_stage == 3:
-            safe_set_local_fp32_param(parameter, _shard(parameter, value))  # the optimizer's copy
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                parameter.data.copy_(value)
-        else:
-            safe_set_full_fp32_param(parameter, value)  # the optimizer's copy
-            parameter.data.copy_(value)
-
-    def _moment(self, parameter: torch.Tensor, moment: str) -> torch.Tensor:
-        if self.config.zero_stage == 0:
-            value: torch.Tensor = self.optimizer.state[parameter][moment]
-        else:
-            value = safe_get_full_optimizer_state(parameter, moment)
-        return value
-
-    def _flat(self) -> tuple[torch.optim.Optimizer, list[torch.Tensor]]:
-        """Torch's optimizer and the tensors that it steps."""
-        if self.config.zero_stage == 0:
-            return self.optimizer, list(self.names.values())
-        if self.config.zero_stage == 3:
-            return self.optimizer.optimizer, list(self.optimizer.fp32_partitioned_groups_flat)
-        return self.optimizer.optimizer, list(self.optimizer.single_partition_of_fp32_groups)
-
-    def _optimizer_steps(self) -> float:
-        optimizer, tensors = self._flat()
-        return float(optimizer.state[tensors[0]]["step"])
-
-    def _create_moments(self, steps: float) -> None:
-        """Torch creates the moments at the first step; a resumed run needs them before.
-
-        Those that exist stay the same tensors: DeepSpeed keeps views of them.
-        """
-        optimizer, tensors = self._flat()
-        for tensor in tensors:
-            if optimizer.state[tensor]:
-                optimizer.state[tensor]["step"].fill_(steps)
-                continue
-            optimizer.state[tensor] = {
-                "step": torch.tensor(steps, dtype=torch.float32, device=tensor.device),
-                **{moment: torch.zeros_like(tensor, requires_grad=False) for moment in MOMENTS},
-            }
-        if self.config.zero_stage in (1, 2):
-            self.optimizer._lazy_init_hp_params_optimizer_state()
+    def whole(self, group: str) -> dict[str, torch.Tensor]:
+        """The whole fp32 tensors of a group by name, on every rank's CPU. Every rank must call."""
+        parts = [part for part in self.parts() if part.group == group]
+        return {name: tensor.cpu() for name, tensor in gather(parts, self.device).items()}
 
 
-def parameter_shape(parameter: torch.Tensor) -> tuple[int, ...]:
-    """The whole shape, also of a weight that ZeRO 3 has sharded."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def _shard(parameter: Any, value: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a whole value under ZeRO 3, the last one padded, which DeepSpeed's own setters forget."""
-    size = parameter.ds_tensor.numel()
-    padded = torch.nn.functional.pad(value.flatten(), (0, size * dist.get_world_size() - value.numel()))
-    return padded.narrow(0, size * dist.get_rank(), size)
+def _trained(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    return ((name, weight) for name, weight in module.named_parameters() if weight.requires_grad)
 
 
 def over_ranks(rows: int, mine: Callable[[list[int]], torch.Tensor]) -> torch.Tensor:

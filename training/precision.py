@@ -6,8 +6,12 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32", "fp8"]
 """What a recipe may ask for."""
+Resolved = Literal["bf16", "fp16", "fp32", "fp8"]
+"""What is computed in."""
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+"""The type that autocast gives to matrix products; fp8's linear layers convert on their own."""
 
 
 def has_bf16() -> bool:
@@ -22,7 +26,12 @@ def has_bf16() -> bool:
     return any(there is True and name.endswith("bf16") for name, there in torch.cpu.get_capabilities().items())
 
 
-def resolve(wished: Precision) -> Literal["bf16", "fp32"]:
+def has_fp8() -> bool:
+    """Whether this machine's GPU multiplies in fp8: Hopper and newer."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+
+
+def resolve(wished: Precision) -> Resolved:
     """What this machine computes in: ``auto`` takes bf16 where the machine has it."""
     if wished == "auto":
         return "bf16" if has_bf16() else "fp32"

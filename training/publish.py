@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,18 +15,29 @@ import torch
 import torch.distributed as dist
 
 from training import checkpoint, parallel
+from training.build import held_out_of
 from training.bundle import Provenance, write_bundle
-from training.conditioning import TextEncoder
+from training.canvas import Canvas
+from training.conditioning import Conditioning, Encoder, encoder_for
+from training.conditioning_config import CaptionsConfig
 from training.config import TrainConfig, parse
-from training.data.dataset import Dataset, Split
-from training.data.manifest import SPLITS
+from training.data.dataset import Dataset
+from training.data.encode import ensure
+from training.data.encoded.classes import ClassJob
+from training.data.encoded.text import TextJob
+from training.data.manifest import SPLITS, SplitName
+from training.ema_snapshots import published_average
 from training.errors import CheckpointError, TrainingError
 from training.evaluate.evaluator import Evaluator
 from training.evaluate.features import EfficientNetFeatures
 from training.evaluate.held_out import HeldOut
 from training.evaluate.kid import kid
 from training.evaluate.pictures import read_caption, read_pictures, spread
+from training.finetune.network import starting_network
+from training.latents import canvas_of
+from training.models.trained import load_trained, trained_names
 from training.precision import resolve
+from training.states import jobs_of, open_states
 
 KID_SUBSETS = 50
 KID_SUBSET = 100
@@ -97,19 +108,20 @@ def _bundle(
     emit: Callable[[Mapping[str, Any]], None],
 ) -> Path:
     """The measured bundle of a checkpoint, in the run's folder."""
-    torch.set_num_threads(max(config.workers.threads, config.workers.count))
-    average = found.load("ema")
+    torch.set_num_threads(max(config.workers.threads, config.workers.largest))
+    average = published_average(config.ema, Path(spec.run_dir), found)
     _check_weights(average, found)
-    encoder = TextEncoder.from_config(config.text)
-    network = config.model.build(encoder.width)
-    network.load_state_dict({name.removeprefix("network."): value for name, value in average.items()})
+    _look_up(config, dataset)
+    encoder, canvas = encoder_for(config.conditioning, dataset), canvas_of(config)
+    network = starting_network(config, encoder.shape, canvas.channels, canvas.factor)
+    trained = {name.removeprefix("network."): value for name, value in average.items()}
+    load_trained(network, trained, trained_names(network))
     emit({"event": "stage", "message": "measuring the held-out loss and the kernel distance"})
     parallel.connect(0, 0, 1, "127.0.0.1", 0)
-    metrics = _measure(config, dataset, encoder, network, spec.images)
+    metrics = _measure(config, dataset, encoder, canvas, network, spec.images)
     dist.destroy_process_group()
     _check_metrics(metrics)
     # not the present time: publishing the same weights again makes the same bundle
-    written_s = (found.path / checkpoint.MANIFEST).stat().st_mtime
     provenance = Provenance(
         run_id=run_id,
         data_hash=dataset.hash,
@@ -117,19 +129,35 @@ def _bundle(
         recipe=config.model_dump(mode="json"),
         metrics=metrics,
         licences=dict(dataset.manifest.licences),
-        created_utc=datetime.fromtimestamp(written_s, UTC).isoformat(timespec="seconds"),
+        created_utc=datetime.fromtimestamp(found.manifest.written_s, UTC).isoformat(timespec="seconds"),
         step=found.step,
         code_version=found.about["code"].get("mlflow.source.git.commit", "unknown"),
     )
     emit({"event": "stage", "message": "writing and registering the bundle"})
-    shift = config.objective.time_shift
-    out = Path(spec.run_dir) / "bundle"
-    return write_bundle(out, unet=network, encoder=encoder, time_shift=shift, provenance=provenance)
+    return write_bundle(
+        Path(spec.run_dir) / "bundle",
+        network=network,
+        encoder=encoder,
+        objective=config.objective,
+        canvas=canvas,
+        provenance=provenance,
+    )
+
+
+def _look_up(config: TrainConfig, dataset: Dataset) -> None:
+    """The classes, and the latents that are measured, where this machine does not hold those of the training."""
+    for job in jobs_of(config):
+        if isinstance(job, TextJob):
+            continue  # its few captions are encoded as they are needed
+        for split in SPLITS:
+            if split == "held_out" or isinstance(job, ClassJob):
+                for _ in ensure(dataset, split, job):
+                    pass
 
 
 def _finished(config: TrainConfig, run_dir: Path, dataset: Dataset) -> checkpoint.Checkpoint:
     """The run's last checkpoint, of this data set."""
-    found, _ = checkpoint.newest(run_dir / "checkpoints")
+    found, _ = checkpoint.newest(checkpoint.place(config.checkpoint, run_dir))
     if found is None or found.step < config.steps:
         raise CheckpointError(
             "The run has not come to its end.",
@@ -172,7 +200,7 @@ def _check_metrics(metrics: Mapping[str, float]) -> None:
 
 
 def _measure(
-    config: TrainConfig, dataset: Dataset, encoder: TextEncoder, network: Any, images: int
+    config: TrainConfig, dataset: Dataset, encoder: Encoder, canvas: Canvas, network: Any, images: int
 ) -> dict[str, float]:
     """Held-out loss, and the kernel distance to held-out and to training pictures.
 
@@ -182,19 +210,19 @@ def _measure(
     extractor = EfficientNetFeatures()
     for name in SPLITS:
         split = dataset.split(name)
-        prompts = [read_caption(split, i) for i in spread(len(split), images // 2)]
+        chosen = spread(len(split), images // 2)
+        prompts = [read_caption(split, i) for i in chosen]
         real, _ = read_pictures(split, spread(len(split), KID_REAL), config.model.resolution)
-        states = encoder.encode(["", *prompts])
         evaluator = Evaluator(
             network,
             config.objective,
             config.evaluation,
             seed=config.seed,
-            resolution=config.model.resolution,
-            held_out=_held_out(config, split, encoder) if name == "held_out" else None,
+            canvas=canvas,
+            held_out=_held_out(config, dataset, encoder) if name == "held_out" else None,
             prompts=prompts,
-            prompt_states=states.rows(slice(1, None)),
-            unconditional=states.rows(slice(0, 1)),
+            prompt_states=_told(config, dataset, name, encoder, chosen),
+            unconditional=encoder.encode([""]),
             device="cuda" if torch.cuda.is_available() else "cpu",
             precision=resolve(config.engine.precision),
         )
@@ -210,7 +238,17 @@ def _measure(
     return metrics
 
 
-def _held_out(config: TrainConfig, split: Split, encoder: TextEncoder) -> HeldOut | None:
+def _held_out(config: TrainConfig, dataset: Dataset, encoder: Encoder) -> HeldOut | None:
     """The pictures that training measured."""
-    ids = spread(len(split), config.evaluation.held_out_images)
-    return HeldOut(split, ids, encoder.encode([read_caption(split, i) for i in ids])) if ids else None
+    ids = spread(len(dataset.split("held_out")), config.evaluation.held_out_images)
+    return held_out_of(config, dataset, ids, _told(config, dataset, "held_out", encoder, ids)) if ids else None
+
+
+def _told(
+    config: TrainConfig, dataset: Dataset, name: SplitName, encoder: Encoder, sample_ids: Sequence[int]
+) -> Conditioning:
+    """What the network is told about samples: their captions, or the classes that were looked up for training."""
+    if isinstance(config.conditioning, CaptionsConfig):
+        split = dataset.split(name)
+        return encoder.encode([read_caption(split, sample_id) for sample_id in sample_ids])
+    return open_states(dataset, name, config.conditioning).rows(sample_ids)

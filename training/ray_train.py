@@ -1,12 +1,13 @@
 """Ray Train wiring: agents in, reports out.
 
-Ray's workers are thin agents (``training.ray_agent``). When a process or a node is lost, Ray Train restarts the
-group, and the new training processes go on from the newest checkpoint by themselves.
+Ray's workers are thin agents (``training.ray_agent``). They replace training processes that fail by themselves. When an
+agent or a node is lost, Ray Train restarts the group. Either way, the new processes go on from the newest state.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 import uuid
@@ -17,13 +18,18 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from training.config import TrainConfig
 from training.errors import TrainingError
 from training.interrupt import Interrupts
-from training.ray_agent import FLUSH_S, Events, Mailbox, agent_loop, cause, publish_task
-from training.ray_resources import check_resources, taken
+from training.ray_agent import agent_loop, cause, open_mailbox, publish_task
+from training.ray_relay import FLUSH_S, Events
+from training.ray_resources import WAITS_FOR_ROOM_S, check_resources, sizes, taken
+
+LOOKS_EVERY_S = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+"""How soon Ray Train notices that an agent is lost; 2 s unless told. The user's own setting wins."""
 
 SILENCE_S = 10.0
 """Without a word of a worker for so long, it is looked at whether they wait for resources."""
@@ -70,6 +76,9 @@ class TrainOutcome:
 def trainer(job: TrainJob, mailbox: Any, callbacks: list[Any] | None = None) -> DataParallelTrainer:
     """Ray Train's trainer for a job."""
     config = job.config
+    os.environ.setdefault(*LOOKS_EVERY_S)
+    if config.workers.elastic:
+        os.environ.setdefault(*WAITS_FOR_ROOM_S)
     return DataParallelTrainer(
         agent_loop,
         train_loop_config={
@@ -81,8 +90,9 @@ def trainer(job: TrainJob, mailbox: Any, callbacks: list[Any] | None = None) -> 
             "label": job.label,
             "mailbox": mailbox,
         },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers.count,
+        scaling_config=ScalingConfig(
+            num_workers=sizes(config.workers),
+            elastic_resize_monitor_interval_s=config.workers.resize_every_s,
             use_gpu=config.workers.gpus > 0,
             resources_per_worker={"CPU": config.workers.cpus}
             | ({"GPU": config.workers.gpus} if config.workers.gpus else {}),
@@ -113,7 +123,7 @@ def fit(job: TrainJob, on_event: Callable[[dict[str, Any]], None]) -> TrainOutco
     """
     check_resources(job.config)
     job.run_dir.mkdir(parents=True, exist_ok=True)
-    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+    mailbox = open_mailbox()
     reader = _Reader(on_event)
     _, failure = follow(trainer(job, mailbox).fit, mailbox, reader.read)
     return reader.outcome(job, failure)
@@ -169,7 +179,7 @@ class _Reader:
         for event in events:
             kind = event["event"]
             if kind == "error":
-                self.error = cause(self.error, event)
+                self.error, self.done = cause(self.error, event), False  # one rank's end is not that of all
             elif kind == "evaluation":
                 self.metrics = dict(event["metrics"])
             elif kind == "tracked":

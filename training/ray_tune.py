@@ -20,7 +20,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
-from training import checkpoint, ray_agent, ray_train
+from training import checkpoint, ray_agent, ray_relay, ray_train
 from training.errors import TrainingError
 from training.ray_resources import check_resources
 from training.sweep import SweepJob, Trial, check_held_out, rank, read_trial, write_trial
@@ -76,8 +76,9 @@ def _concurrent(job: SweepJob) -> int:
     fits = []
     for number in range(job.sweep.trials):
         workers = (config := job.config(number)).workers
-        groups = check_resources(config, DRIVER_CPUS) // workers.count
-        fits.append(min(groups, int(total / (workers.count * workers.cpus + DRIVER_CPUS) + 1e-6)))
+        groups = check_resources(config, DRIVER_CPUS) // workers.largest
+        together = int(total / (workers.largest * workers.cpus + DRIVER_CPUS) + 1e-6)
+        fits.append(max(1, min(groups, together)))  # alone, an elastic trial makes do with what there is
     return min(job.sweep.concurrent or min(fits), *fits)
 
 
@@ -107,9 +108,9 @@ def _into(log: TextIO) -> Iterator[None]:
 
 
 def _follow(job: SweepJob, missing: list[int], concurrent: int, on_event: Callable[[dict[str, Any]], None]) -> None:
-    mailbox = ray_agent.Mailbox.remote()  # type: ignore[attr-defined]
+    mailbox = ray_agent.open_mailbox()
 
-    def pass_on(events: ray_agent.Events) -> None:
+    def pass_on(events: ray_relay.Events) -> None:
         for event in events:
             on_event(event)
 
@@ -166,7 +167,7 @@ def _trial(config: dict[str, Any], job: SweepJob, mailbox: Any) -> None:
     train.run_dir.mkdir(parents=True, exist_ok=True)
     ray_train.trainer(train, mailbox, callbacks=[TuneReportCallback()]).fit()
     if not ray.get(mailbox.stopping.remote()):
-        last, _ = checkpoint.newest(train.run_dir / "checkpoints")
+        last, _ = checkpoint.newest(checkpoint.place(train.config.checkpoint, train.run_dir), contents=False)
         if last is None or last.step < train.config.steps:
             raise TrainingError(ray.get(mailbox.reason.remote(train.label)) or "it ended before its last step")
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from training import models
 from training.conditioning import Conditioning
 from training.data.batch import Batch
 from training.ema import Ema
-from training.errors import TrainingError
-from training.models import apply_unet
 from training.objectives import Draws, ObjectiveConfig
 from training.optim import ScheduleConfig
 from training.parallel import Engine
 from training.states import CaptionStates
+from training.stopwatch import Stopwatch
 
 
 class ObjectiveLoss(torch.nn.Module):
@@ -35,18 +34,17 @@ class ObjectiveLoss(torch.nn.Module):
 
     def predict(self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """The network contract."""
-        return apply_unet(self.network, x, t, conditioning)
+        return models.apply(self.network, x, t, conditioning)
 
     def forward(
-        self, clean: torch.Tensor, conditioning: Conditioning, draws: Draws, valid: torch.Tensor
+        self, clean: torch.Tensor, conditioning: Conditioning, draws: Draws, weight: torch.Tensor
     ) -> torch.Tensor:
-        """The loss ``[]`` of a micro-batch: the mean over its rows, of which those that are not ``valid [B]`` are 0.
+        """The loss ``[]`` of a micro-batch: the mean over its rows, each times its ``weight [B]``.
 
-        So a sample that cannot be read has no gradient, and the others weigh what they weigh in every batch: nothing
-        depends on which rank or micro-batch the row was in.
+        A row of weight 0 has no gradient whatever it holds, a number that is not finite included.
         """
         losses = self.objective.loss(self.predict, clean, conditioning, draws)
-        return torch.where(valid, losses, torch.zeros_like(losses)).mean()
+        return torch.where(weight > 0, losses * weight, torch.zeros_like(losses)).mean()
 
 
 class DiffusionStep:
@@ -61,6 +59,7 @@ class DiffusionStep:
         schedule: the learning rate's shape.
         steps: how many the run has.
         seed: keys every draw.
+        global_batch: rows of a step over all ranks.
     """
 
     def __init__(
@@ -73,41 +72,61 @@ class DiffusionStep:
         schedule: ScheduleConfig,
         steps: int,
         seed: int,
+        global_batch: int,
     ) -> None:
         self.engine, self.objective, self.ema = engine, objective, ema
         self.captions, self.unconditional = captions, unconditional
-        self.schedule, self.steps, self.seed = schedule, steps, seed
+        self.schedule, self.steps, self.seed, self.global_batch = schedule, steps, seed, global_batch
 
-    def __call__(self, step: int, batch: Batch) -> Mapping[str, float]:
+    def __call__(self, step: int, batch: Batch, clock: Stopwatch) -> Mapping[str, float]:
         """Train on this rank's share of a global batch.
 
         The loss that is told is the mean over the rows that could be read, of all ranks; without any, none is told.
-
-        Raises:
-            TrainingError: the loss or the gradient is not finite, on every rank alike, for both are the whole batch's.
         """
         rate = self.engine.peak_learning_rate * self.schedule.factor(step, self.steps)
-        loss, norm = self.engine.step(self._micro_batches(batch), rate)
-        told = torch.stack([loss, loss.new_tensor(sum(batch.valid) / len(batch))])
-        dist.all_reduce(told)
-        total, shares = told.tolist()
-        metrics = {"gradient_norm": norm, "learning_rate": rate}
-        if shares:
-            metrics["loss"] = total / shares
-        _check_finite(step, metrics)
-        self.ema.update(step)
+        loss, norm = self.engine.step(self._micro_batches(batch), rate, clock)
+        with clock("communication"):
+            # one rank's norm is everyone's: the guards of all ranks judge the same bits
+            norms = loss.new_tensor(norm if dist.get_rank() == 0 else 0.0)
+            told = torch.stack([loss, loss.new_tensor(sum(batch.valid)), norms])
+            dist.all_reduce(told)
+            total, valid, norm = told.tolist()
+        metrics = {"gradient_norm": norm, "learning_rate": rate, **self.engine.metrics()}
+        if valid:
+            metrics["loss"] = total / (dist.get_world_size() * (valid / self.global_batch))
+        with clock("optimizer"):
+            self.ema.update(step)
         return metrics
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[torch.Tensor, Conditioning, Draws, torch.Tensor]]:
+        """Equally many on every rank, of equally many rows: a smaller share is filled up with rows of no weight.
+
+        The engine takes the mean over rows, micro-batches and ranks; the weight makes of it that over the rows of the
+        global batch, wherever a row is.
+        """
         rows, device = self.engine.micro_batch, self.engine.device
-        for start in range(0, len(batch.sample_ids), rows):
-            part = slice(start, start + rows)
-            ids = list(batch.sample_ids[part])
-            images = as_clean(batch.images[part], device)
-            draws = self.objective.draw(self.seed, list(batch.epochs[part]), ids, tuple(images.shape[1:]))
+        places = rows * self.engine.accumulation
+        weight = places * dist.get_world_size() / self.global_batch
+        weights = [weight * valid for valid in batch.valid] + [0.0] * (places - len(batch))
+        index = [min(place, len(batch) - 1) for place in range(places)]
+        for start in range(0, places, rows):
+            chosen = index[start : start + rows]
+            ids = [batch.sample_ids[row] for row in chosen]
+            images = as_clean(_rows(batch.images, chosen), device)
+            draws = self.objective.draw(self.seed, [batch.epochs[row] for row in chosen], ids, tuple(images.shape[1:]))
             captions = self.captions.rows(ids).where(draws.keep_caption, self.unconditional)
-            valid = torch.tensor(batch.valid[part], device=device)
-            yield images, captions.to(device), draws.to(device), valid
+            yield (
+                images,
+                captions.to(device),
+                draws.to(device),
+                torch.tensor(weights[start : start + rows], device=device),
+            )
+
+
+def _rows(images: torch.Tensor, chosen: list[int]) -> torch.Tensor:
+    """Some rows of a batch; a view where they lie side by side."""
+    first, last = chosen[0], chosen[-1]
+    return images[first : last + 1] if last - first + 1 == len(chosen) else images[chosen]
 
 
 def as_clean(images: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -120,16 +139,3 @@ def as_clean(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     moved = images.to(device, non_blocking=True)
     values = moved.to(torch.float32, memory_format=torch.contiguous_format)
     return values.div_(127.5).sub_(1.0) if images.dtype == torch.uint8 else values
-
-
-def _check_finite(step: int, metrics: Mapping[str, float]) -> None:
-    """A weight that is not a number never becomes one again: stop before a checkpoint is made of it."""
-    if all(math.isfinite(value) for value in metrics.values()):
-        return
-    raise TrainingError(
-        f"Training has diverged at step {step + 1}.",
-        value=", ".join(f"{name} {value:.4g}" for name, value in metrics.items()),
-        rule="a finite loss and gradient",
-        mend="a new run (--set name=...) with a lower optimizer.learning_rate or more schedule.warmup_steps;"
-        " the checkpoints of earlier steps are kept",
-    )

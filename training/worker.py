@@ -9,9 +9,11 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from training import publish
+from training import forecast_task, publish
 from training.errors import DarkroomError, UsageError
 from training.run import Run
+from training.self_tests import process as self_test
+from training.self_tests.spec import SelfTestSpec
 from training.spec import Emit, WorkerSpec, mark
 
 
@@ -22,8 +24,9 @@ def main(task: str, spec: Mapping[str, Any], emit: Emit) -> int:
     a run unblocks it when it can leave in order, and publishing, which has nothing to save, just ends.
 
     Args:
-        task: ``"train"`` or ``"publish"``.
-        spec: a ``WorkerSpec`` or a ``publish.PublishSpec`` as a mapping.
+        task: ``"train"``, ``"publish"``, ``"forecast"`` or ``"self_test"``.
+        spec: a ``WorkerSpec``, a ``publish.PublishSpec``, what ``forecast_task`` wants or a ``SelfTestSpec``, as a
+            mapping.
         emit: takes events.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
@@ -32,11 +35,20 @@ def main(task: str, spec: Mapping[str, Any], emit: Emit) -> int:
         if task == "publish":
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             publish.main(spec, emit)
+        elif task == "forecast":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            forecast_task.main(spec, emit)
+        elif task == "self_test":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            self_test.main(SelfTestSpec(**spec), emit)
         elif task == "train":
             Run(WorkerSpec(**spec), emit).train()
         else:
             raise UsageError(
-                "There is no such task.", value=task, rule="one of the tasks", options=["train", "publish"]
+                "There is no such task.",
+                value=task,
+                rule="one of the tasks",
+                options=["train", "publish", "forecast", "self_test"],
             )
     except DarkroomError as error:
         traceback.print_exc()

@@ -173,7 +173,8 @@ def _sweep(place: Place, config: TrainConfig, trials: int, steps: int) -> dict[s
     if kept is None:
         sweep = SweepConfig(trials=trials, steps=steps, grace_steps=max(1, steps // 4), seed=config.seed, space=space)
         # one worker a trial, so that as many trials as possible run side by side
-        single = parse({**config.model_dump(mode="json"), "workers": {**config.workers.model_dump(), "count": 1}})
+        workers = {**config.workers.model_dump(), "count": 1, "min": None, "max": None}
+        single = parse({**config.model_dump(mode="json"), "workers": workers})
         best = pipeline.sweep(place, single, sweep)[0]
         kept = dict(best.values)
         told = f"best trial {best.number}: {{}}, held-out loss {best.loss:.4f} after {best.step} steps"

@@ -13,12 +13,13 @@ from cluster import stack
 from cluster.console import Session, print_json, say, session
 from cluster.stack import ComponentStatus, Stack
 from training.errors import StackError
+from training.self_tests.finding import Finding as Tested
 
 EXAMPLES = {
     "up": ("darkroom up", "darkroom up --mlflow-port 5000 --json", "darkroom --home /data/darkroom up"),
     "down": ("darkroom down",),
     "status": ("darkroom status", "darkroom status --json | jq .components"),
-    "doctor": ("darkroom doctor",),
+    "doctor": ("darkroom doctor", "darkroom doctor --deep", "darkroom doctor --deep --address http://head:8265"),
 }
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -54,22 +55,52 @@ def status(context: typer.Context, json: Json = False) -> None:
     _show(opened, found, json)
 
 
-def doctor(context: typer.Context, json: Json = False) -> None:
-    """Look for what is missing here, and say how to mend it. Exits with 1 when something is."""
+def doctor(
+    context: typer.Context,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Train a little on the cluster's nodes too, and measure whether it is right.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --deep, processes that train together; by default one per node.")
+    ] = None,
+    json: Json = False,
+    address: Annotated[str | None, typer.Option(help="A Ray dashboard, http://host:port: run there as a job.")] = None,
+) -> None:
+    """Look for what is missing here, and say how to mend it. Exits with 1 when something is.
+
+    With --deep it starts the stack if need be, and runs the self-tests of the real engine on it.
+    """
+    from cluster import jobs, self_tests, words
     from cluster.doctor import examine
 
     opened = session(context)
+    if address:
+        raise typer.Exit(jobs.run_remotely(address, words.again(context), opened))
     findings = examine(opened.home)
-    if json:
-        print_json([dataclasses.asdict(finding) for finding in findings])
-    else:
+    if not json:
         for finding in findings:
-            label = ("ok      ", "green") if finding.ok else ("problem ", "bold red")
-            opened.console.print(Text.assemble(label, f"{finding.name}: {finding.detail}"), soft_wrap=True)
-            if not finding.ok and finding.mend:
-                opened.console.print(Text(f"          mend: {finding.mend}"), soft_wrap=True)
-    if not all(finding.ok for finding in findings):
+            _finding(opened, finding.ok, f"{finding.name}: {finding.detail}", finding.mend)
+    tested: list[Tested] = []
+    if deep:
+        tested = self_tests.run(opened.home, workers, lambda finding: None if json else _tested(opened, finding))
+    if json:
+        print_json([*map(dataclasses.asdict, findings), *map(self_tests.as_json, tested)])
+    if not (all(finding.ok for finding in findings) and all(finding.ok for finding in tested)):
         raise typer.Exit(1)
+
+
+def _tested(opened: Session, finding: Tested) -> None:
+    from cluster.self_tests import figure
+
+    text = f"self-test {finding.name}: {finding.detail} ({figure(finding)})"
+    _finding(opened, finding.ok, text, finding.mend)
+
+
+def _finding(opened: Session, ok: bool, text: str, mend: str | None) -> None:
+    label = ("ok      ", "green") if ok else ("problem ", "bold red")
+    opened.console.print(Text.assemble(label, text), soft_wrap=True)
+    if not ok and mend:
+        opened.console.print(Text(f"          mend: {mend}"), soft_wrap=True)
 
 
 def _show(opened: Session, found: Stack | None, json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.console import print_json, say, session
+from cluster.console import RECIPE_HELP, print_json, say, session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ EXAMPLES = {
 
 def sweep(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A packaged recipe (base, smileys) or a YAML file.")] = "base",
+    recipe: Annotated[str, typer.Argument(help=RECIPE_HELP)] = "base",
     search: Annotated[
         list[str] | None, typer.Option(help="A field to search: key=choice(a, b), uniform(a, b) or loguniform(a, b).")
     ] = None,

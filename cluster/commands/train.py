@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.console import print_json, say, session
+from cluster.console import RECIPE_HELP, print_json, say, session
+
+if TYPE_CHECKING:
+    from training.config import TrainConfig
 
 EXAMPLES = {
     "train": (
         "darkroom train smileys --data data/smileys",
         "darkroom train base --data data/cats --set name=cats --set steps=5000 --set model.resolution=64",
+        "darkroom train finetune --data data/cats --set start.pipeline=models/sd --set adapter.kind=lora",
         "darkroom --home /shared/darkroom train my-recipe.yaml --address http://head:8265",
     )
 }
@@ -19,14 +25,14 @@ EXAMPLES = {
 
 def train(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A packaged recipe (base, smileys) or a YAML file.")] = "base",
+    recipe: Annotated[str, typer.Argument(help=RECIPE_HELP)] = "base",
     data: Annotated[
         str | None, typer.Option(help="The data set's folder or its URL; the same as --set data.path=...")
     ] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="Override a field: section.key=value.")] = None,
     publish: Annotated[bool, typer.Option("--publish", help="Evaluate and register the model at the end.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and print the whole recipe; start nothing.")
+        bool, typer.Option("--dry-run", help="Print the whole recipe and what it will take; start nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
     address: Annotated[str | None, typer.Option(help="A Ray dashboard, http://host:port: run there as a job.")] = None,
@@ -40,10 +46,11 @@ def train(
 
     began_s = psutil.Process().create_time()
     from cluster import jobs, pipeline, stack, words
+    from training import cost
 
     config = pipeline.load(recipe, assignments or [], data)
     if dry_run:
-        print_json(config.model_dump(mode="json"))
+        _show_forecast(config, session(context).home / "runs", as_json=as_json)
         return
     here = session(context)
     if address:
@@ -54,10 +61,16 @@ def train(
     place = pipeline.Place(stack.attach(here.home, say), here.home / "runs")
     outcome = pipeline.train(place, config, began_s)
     run_dir = place.run_dir(config.name)
+    used = cost.total(run_dir, config.cost)
     result = {
         "step": outcome.step,
         "stopped": outcome.stopped,
         "metrics": dict(outcome.metrics),
+        "cost": {
+            **asdict(used),
+            "per_1000_images": used.per_1000(outcome.step * config.global_batch),
+            "currency": config.cost.currency,
+        },
         "run_id": outcome.run_id,
         "run_dir": str(run_dir),
         "mlflow": f"{place.stack.mlflow_url}/#/runs/{outcome.run_id}",
@@ -72,6 +85,17 @@ def train(
     if outcome.stopped:
         say("interrupted; the same command goes on from there")
         raise typer.Exit(130)
+
+
+def _show_forecast(config: TrainConfig, runs: Path, *, as_json: bool) -> None:
+    from cluster import forecasts, pipeline
+
+    told = forecasts.of_this_machine(config, runs)
+    if as_json:
+        print_json({"recipe": config.model_dump(mode="json"), "forecast": asdict(told)})
+        return
+    typer.echo(pipeline.as_yaml(config))
+    typer.echo(forecasts.account(told))
 
 
 def _show(result: dict[str, object]) -> None:

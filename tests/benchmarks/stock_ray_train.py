@@ -13,12 +13,12 @@ def loop(config: dict[str, str]) -> None:
     import ray.train
     import torch
 
-    from training.conditioning import Conditioning
-    from training.models import UNetConfig, apply_unet
+    from training.conditioning import Conditioning, ConditioningShape
+    from training.models.unet import UNetConfig, apply_unet
     from training.precision import has_bf16
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compilation of 41 s, once per machine
-    network = UNetConfig().build(384)
+    network = UNetConfig().build(ConditioningShape("text", 24, 384))
     engine, *_ = deepspeed.initialize(
         model=network,
         optimizer=torch.optim.AdamW(network.parameters(), 1e-3),

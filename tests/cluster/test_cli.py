@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import COMMANDS
-from cluster.console import show_unexpected
+from cluster.console import RECIPE_HELP, show_unexpected
+from training.config import recipe_names
 
 Darkroom = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -38,6 +39,10 @@ def test_every_command_has_help_with_examples(darkroom: Darkroom, name: str) -> 
         run = darkroom(*words, "--help")
         assert run.returncode == 0, run.stderr
         assert f"darkroom {' '.join(words)}" in run.stdout.partition("Example")[2], words
+
+
+def test_the_help_names_every_packaged_recipe() -> None:
+    assert f"({', '.join(recipe_names())})" in RECIPE_HELP
 
 
 def test_unknown_command_is_a_usage_error_with_a_suggestion(darkroom: Darkroom) -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from cluster import doctor
+from cluster.self_tests import figure
 from cluster.stack import Stack
+from training.self_tests import CHECKS
+from training.self_tests.finding import failed, measured, reached
 
 Darkroom = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -79,3 +82,26 @@ def test_a_cuda_build_without_its_libraries(monkeypatch: pytest.MonkeyPatch, tmp
     assert finding.mend is not None
     assert "pip install -c" in finding.mend
     assert "torch==2.13.0" in finding.mend
+
+
+def test_deep_trains_on_the_cluster_and_measures(stack: Stack, darkroom: Darkroom) -> None:
+    run = darkroom("doctor", "--deep", "--json", timeout_s=280)
+    tested = [finding for finding in json.loads(run.stdout) if finding["name"].startswith("self-test ")]
+    assert [finding["name"].removeprefix("self-test ") for finding in tested] == list(CHECKS), run.stderr
+    assert [finding for finding in tested if not finding["ok"]] == []
+    assert all(finding["figure"] is not None and finding["tolerance"] is not None for finding in tested)
+    assert "self-test zero_stages: every ZeRO stage" in run.stderr, "its progress is told"
+    assert list(stack.home.glob("self-tests-*")) == [], "nothing is left where nothing failed"
+
+
+def test_more_workers_than_the_cluster_can_place_are_refused(stack: Stack, darkroom: Darkroom) -> None:
+    run = darkroom("doctor", "--deep", "--workers", "999")
+    assert run.returncode == 1
+    assert "error: The cluster has no place for 999 workers." in run.stderr
+    assert "darkroom doctor --deep --workers N" in run.stderr
+
+
+def test_a_figure_is_shown_with_what_it_may_be() -> None:
+    assert figure(measured("x", 0.25, 0.5, "", "")) == "0.25, at most 0.5"
+    assert figure(reached("x", 0.25, 0.5, "", "")) == "0.25, at least 0.5"
+    assert figure(failed("x", "", "")) == "not measured"

@@ -15,6 +15,7 @@ from PIL import Image
 from cluster import pipeline, winner
 from cluster.stack import Stack
 from training import checkpoint
+from training.conditioning_config import TextConfig
 from training.config import TrainConfig, parse
 from training.data.build import BuildConfig, build
 from training.errors import CheckpointError
@@ -40,7 +41,7 @@ def train(place: pipeline.Place, config: TrainConfig, step: int = 6) -> None:
     about = {"config": config.model_dump(mode="json"), "data_hash": pipeline.data_hash(config)}
     folder = place.run_dir(config.name)
     groups = {"weights": {"w": torch.zeros(1)}}
-    checkpoint.save(folder / "checkpoints", step=step, position=0, groups=groups, about=about, keep=2)
+    checkpoint.save(folder / "checkpoints", step=step, position=0, groups=groups, about=about)
     (folder / "mlflow_run.json").write_text(json.dumps({"run_id": "abc"}))
 
 
@@ -153,12 +154,14 @@ def test_a_run_that_began_otherwise_is_refused_by_name(
 
 def test_paths_are_absolute_before_they_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = pipeline.load("base", ["data.path=data/cats", "text.encoder=models/mine"])
-    assert (config.data.path, config.text.encoder) == (f"{tmp_path}/data/cats", f"{tmp_path}/models/mine")
+    config = pipeline.load("base", ["data.path=data/cats", "conditioning.encoder=models/mine"])
+    assert isinstance(config.conditioning, TextConfig)
+    assert (config.data.path, config.conditioning.encoder) == (f"{tmp_path}/data/cats", f"{tmp_path}/models/mine")
     config = pipeline.load("base", [], "a: b #1")
     assert config.data.path == f"{tmp_path}/a: b #1"
     assert pipeline.load("base", [], "s3://bucket/a: b #1/").data.path == "s3://bucket/a: b #1"
     config = pipeline.load("base", [])
     assert config.data.path == ""
-    assert config.text.encoder.startswith("packaged:")
+    assert isinstance(config.conditioning, TextConfig)
+    assert config.conditioning.encoder.startswith("packaged:")
     assert pipeline.load("smileys", ["data.path=/x"]) == pipeline.resolve(pipeline.load("smileys", ["data.path=/x"]))

@@ -10,6 +10,7 @@ import yaml
 
 from cluster import jobs
 from cluster.cli import app
+from training.conditioning_config import TextConfig
 from training.config import load_recipe
 
 ADDRESS = "http://head:8265"
@@ -60,7 +61,9 @@ def test_the_data_s_path_is_absolute_however_it_is_written(sent: Sent, tmp_path:
 
 def test_the_recipe_travels_resolved(sent: Sent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its bases, its overrides and its place outside of the current directory."""
-    (tmp_path / "other.yaml").write_text("base: base\nsteps: 77\ntext: {encoder: models/mine}\n")
+    (tmp_path / "other.yaml").write_text(
+        "base: base\nsteps: 77\nconditioning: {kind: text, encoder: models/mine}\ncheckpoint: {path: kept}\n"
+    )
     (tmp_path / "mine.yaml").write_text(f"base: {tmp_path}/other.yaml\nname: mine\n")
     monkeypatch.chdir(tmp_path / "data")
     call("train", str(tmp_path / "mine.yaml"), "--set", "optimizer.learning_rate=1e-5", "--address", ADDRESS)
@@ -69,7 +72,9 @@ def test_the_recipe_travels_resolved(sent: Sent, tmp_path: Path, monkeypatch: py
     written.write_text(sent["files"][jobs.RECIPE])
     there = load_recipe(str(written))
     assert (there.name, there.steps, there.optimizer.learning_rate) == ("mine", 77, 1e-5)
-    assert there.text.encoder == str(tmp_path / "data" / "models" / "mine")
+    assert isinstance(there.conditioning, TextConfig)
+    assert there.conditioning.encoder == str(tmp_path / "data" / "models" / "mine")
+    assert there.checkpoint.path == str(tmp_path / "data" / "kept")
 
 
 def test_a_sweep_s_words(sent: Sent, tmp_path: Path) -> None:

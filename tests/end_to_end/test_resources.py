@@ -30,9 +30,9 @@ def _config(*assignments: str) -> TrainConfig:
 
 def test_the_driver_of_a_trial_counts(cpus: int) -> None:
     config = _config(f"workers.count={2 ** cpus.bit_length() // 2}", "workers.cpus=1")
-    share = cpus / config.workers.count
+    share = cpus / config.workers.largest
     config = config.model_copy(update={"workers": config.workers.model_copy(update={"cpus": share})})
-    assert check_resources(config) == config.workers.count
+    assert check_resources(config) == config.workers.largest
     with pytest.raises(ConfigError, match="too few CPUs") as caught:
         check_resources(config, ray_tune.DRIVER_CPUS)
     assert "0.01 for the trial's driver" in str(caught.value)
@@ -42,6 +42,12 @@ def test_the_driver_of_a_trial_counts(cpus: int) -> None:
 def test_what_the_cluster_has_none_of(cpus: int) -> None:
     with pytest.raises(ConfigError, match=r"too few GPUs(.*\n)*.*options: workers.gpus=0"):
         check_resources(_config("workers.gpus=999"))
+
+
+def test_of_an_elastic_group_the_smallest_has_to_fit(cpus: int) -> None:
+    assert check_resources(_config("workers.min=1", "workers.max=512", "workers.cpus=0.5")) == 2 * cpus
+    with pytest.raises(ConfigError, match=rf"workers.min 512 x .*\n.*\n.*options: workers.min=1, workers.min={cpus}"):
+        check_resources(_config("workers.min=512", "workers.max=513"))
 
 
 def test_every_trial_is_checked_before_any_starts(cpus: int, small_data: Path, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
-from safetensors.torch import load_file
 
 from cluster.stack import Stack
+from training import checkpoint
 
 TINY = Path(__file__).parent / "tiny.yaml"
 Darkroom = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -22,8 +22,10 @@ Train = Callable[..., dict[str, Any]]
 
 
 def weights(outcome: dict[str, Any], group: str = "weights") -> dict[str, Any]:
-    newest = max((Path(outcome["run_dir"]) / "checkpoints").glob("step-*"))
-    return dict(load_file(newest / f"{group}.safetensors"))
+    found, refused = checkpoint.newest(Path(outcome["run_dir"]) / "checkpoints")
+    assert found is not None
+    assert refused == []
+    return dict(found.load(group))
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
@@ -64,7 +66,7 @@ def test_a_run_tells_mlflow_everything(undisturbed: dict[str, Any], mlflow_uri: 
     run = client.get_run(undisturbed["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["model.resolution"] == "8"
-    assert run.data.params["text.max_tokens"] == "12"
+    assert run.data.params["conditioning.max_tokens"] == "12"
     assert len(run.data.tags["darkroom.lock_sha256"]) == 64
     assert run.data.tags["darkroom.data_hash"] == json.loads((small_data / "manifest.json").read_text())["hash"]
     saved = json.loads(next(Path(undisturbed["run_dir"]).glob("checkpoints/*12/checkpoint.json")).read_text())
@@ -113,17 +115,21 @@ def test_a_killed_training_process_is_replaced_and_nothing_changes(
     assert_equal_weights({"run_dir": str(run_dir)}, undisturbed)
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(stack: Stack, home: Path, small_data: Path, train: Train) -> None:
-    command = start(home, small_data, "name=interrupted", "steps=100000", "checkpoint.every_steps=100000")
-    run_dir = home / "runs" / "interrupted"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_and_the_same_command_goes_on(
+    stack: Stack, home: Path, small_data: Path, train: Train, number: signal.Signals
+) -> None:
+    name = f"interrupted-{number.name}"
+    command = start(home, small_data, f"name={name}", "steps=100000", "checkpoint.every_steps=100000")
+    run_dir = home / "runs" / name
     wait_for((run_dir / "samples").exists)
-    command.send_signal(signal.SIGINT)
+    command.send_signal(number)
     _, log = command.communicate(timeout=120)
     assert command.returncode == 130, log
     assert "Traceback" not in log
     saved = max((run_dir / "checkpoints").glob("step-*"))
     done = int(saved.name.removeprefix("step-"))
-    again = train("--set", "name=interrupted", "--set", f"steps={done + 2}")
+    again = train("--set", f"name={name}", "--set", f"steps={done + 2}")
     assert f"resumed at step {done}" in again["log"]
 
 
@@ -175,7 +181,7 @@ def start(home: Path, data: Path, *assignments: str) -> subprocess.Popen[str]:
 
 
 def assert_equal_weights(one: dict[str, Any], other: dict[str, Any]) -> None:
-    for group in ("weights", "ema", "optimizer"):
+    for group in ("weights", "ema", "optimizer.exp_avg", "optimizer.exp_avg_sq"):
         left, right = weights(one, group), weights(other, group)
         assert left.keys() == right.keys()
         different = [name for name in left if not left[name].equal(right[name])]

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from training import noise
-from training.conditioning import Conditioning
+from training.conditioning import Conditioning, ConditioningShape
 from training.errors import UsageError
-from training.models import UNetConfig, apply_unet
+from training.models import UNetConfig, apply
 from training.objectives import Denoiser, RectifiedFlow
 
 TINY = UNetConfig(resolution=8, widths=(8, 16), attention=(False, True), head_width=8, norm_groups=4)
@@ -43,8 +43,8 @@ class HashEncoder:
 def denoiser() -> Denoiser:
     torch.set_num_threads(1)  # threads that wait for each other cost a tiny network more than they bring
     torch.manual_seed(0)
-    unet = TINY.build(TEXT_WIDTH).eval().requires_grad_(False)
-    return RectifiedFlow().denoiser(partial(apply_unet, unet))
+    unet = TINY.build(ConditioningShape("text", MAX_WORDS, TEXT_WIDTH)).eval().requires_grad_(False)
+    return RectifiedFlow().denoiser(partial(apply, unet))
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from serving.engine import Engine
 from serving.infotext import from_infotext, to_infotext
 from serving.model import ModelCard
 from tests.serving.live_server import serving, until
+from training.canvas import Canvas
 from training.objectives import Denoiser
 
 CARD = ModelCard("tiny", 3, resolution=8, created=1_700_000_000, bundle_sha256="b" * 64)
@@ -33,7 +34,7 @@ CARD = ModelCard("tiny", 3, resolution=8, created=1_700_000_000, bundle_sha256="
 @pytest.fixture(scope="module")
 def engine(denoiser: Denoiser, encoder: Any) -> Engine:
     batch = BatchConfig(padded_rows=2, max_batch_rows=4, max_waiting_images=4)
-    return Engine(denoiser, encoder, resolution=8, config=batch)
+    return Engine(denoiser, encoder, canvas=Canvas(8), config=batch)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_img2img_keeps_what_the_mask_keeps(api: webuiapi.WebUIApi) -> None:
 
 
 def test_the_server_says_what_it_has(api: webuiapi.WebUIApi) -> None:
-    assert [sampler["name"] for sampler in api.get_samplers()] == ["Euler", "Heun", "DPM++ 2M", "Euler a"]
+    assert [sampler["name"] for sampler in api.get_samplers()] == ["Euler", "Heun", "DPM++ 2M", "Euler a", "LCM"]
     assert [model["model_name"] for model in api.get_sd_models()] == ["tiny/3"]
     assert api.get_options()["sd_model_checkpoint"] == "tiny/3"
     assert api.get_upscalers() == api.get_loras() == api.get_sd_vae() == []
@@ -149,7 +150,7 @@ BAD = [
     ("txt2img", {"steps": 1_000_001}, "'steps'", "1000001", "at most 1000000"),
     ("txt2img", {"batch_size": 3, "n_iter": 2}, "'batch_size'", "6", "at most 4"),
     ("txt2img", {"cfg_scale": 99}, "'cfg_scale'", "99", "at most 20"),
-    ("txt2img", {"sampler_name": "PLMS"}, "'sampler_name'", "PLMS", "Euler, Heun, DPM++ 2M, Euler a"),
+    ("txt2img", {"sampler_name": "PLMS"}, "'sampler_name'", "PLMS", "Euler, Heun, DPM++ 2M, Euler a, LCM"),
     ("txt2img", {"enable_hr": True}, "'enable_hr'", "True", "nothing of the kind"),
     ("txt2img", {"script_name": "x/y/z plot"}, "'script_name'", "x/y/z plot", "nothing of the kind"),
     ("txt2img", {"sampler_name": "\ud800"}, "'sampler_name'", "ud800", "whole Unicode characters"),

@@ -28,8 +28,10 @@ from cluster.components import ray_environment
 from cluster.stack import Stack
 from serving.rollout import drain_s
 from training.bundle import Provenance, manifest_sha256, write_bundle
+from training.canvas import Canvas
 from training.conditioning import TextConfig, TextEncoder
 from training.models import UNetConfig
+from training.objectives import RectifiedFlow
 
 Darkroom = Callable[..., Any]
 
@@ -58,7 +60,14 @@ def write_tiny(out: Path, seed: int) -> Path:
     provenance = Provenance(
         run_id="run", data_hash="data", recipe={}, created_utc="2026-01-01T00:00:00Z", step=1, code_version="test"
     )
-    return write_bundle(out, unet=config.build(encoder.width), encoder=encoder, time_shift=1.0, provenance=provenance)
+    return write_bundle(
+        out,
+        network=config.build(encoder.shape),
+        encoder=encoder,
+        objective=RectifiedFlow(),
+        canvas=Canvas(8),
+        provenance=provenance,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from serving.job import to_picture
 from serving.schemas import GenerationRequest, ImageReady, Progress, Queued
 from serving.start import Kept
 from training import noise
+from training.canvas import Canvas
 from training.conditioning import Conditioning
 from training.objectives import Denoiser, RectifiedFlow
 from training.samplers import Guided, Trajectory, sample, times
@@ -48,7 +49,7 @@ async def pictures(engine: Engine, wanted: GenerationRequest) -> list[np.ndarray
 def run(denoiser: Denoiser, encoder: Any) -> Callable[..., Any]:
     def run(scenario: Callable[[Engine], Coroutine[Any, Any, Any]], config: BatchConfig = BATCH) -> Any:
         async def main() -> Any:
-            async with Engine(denoiser, encoder, resolution=8, config=config) as engine:
+            async with Engine(denoiser, encoder, canvas=Canvas(8), config=config) as engine:
                 return await asyncio.wait_for(scenario(engine), 60)
 
         return asyncio.run(main())
@@ -286,7 +287,7 @@ def test_a_failing_step_loses_its_own_requests_only_and_its_cause_is_for_the_log
     fragile = Fragile(denoiser)
 
     async def main() -> int:
-        async with Engine(fragile, encoder, resolution=8, config=BATCH) as engine:
+        async with Engine(fragile, encoder, canvas=Canvas(8), config=BATCH) as engine:
             with pytest.raises(EngineError) as caught:
                 await pictures(engine, request())
             assert str(caught.value).startswith("Denoising failed.")
@@ -304,7 +305,7 @@ def test_an_engine_that_fails_again_and_again_is_not_ready(denoiser: Denoiser, e
 
     async def main() -> list[bool]:
         seen = []
-        async with Engine(fragile, encoder, resolution=8, config=BATCH) as engine:
+        async with Engine(fragile, encoder, canvas=Canvas(8), config=BATCH) as engine:
             for broken in (True, True, False, True, True, True):
                 fragile.broken = broken
                 await asyncio.gather(pictures(engine, request()), return_exceptions=True)
@@ -327,7 +328,7 @@ def test_a_prompt_that_is_encoded_while_the_engine_stops_is_answered(denoiser: D
             released.append(release.wait(10))
 
     async def main() -> None:
-        async with Engine(denoiser, Slow(), resolution=8, config=BATCH) as engine:
+        async with Engine(denoiser, Slow(), canvas=Canvas(8), config=BATCH) as engine:
             task = asyncio.create_task(pictures(engine, request()))
             while not started.is_set():
                 await asyncio.sleep(0)
@@ -341,7 +342,7 @@ def test_a_prompt_that_is_encoded_while_the_engine_stops_is_answered(denoiser: D
 
 def test_stopping_the_engine_tells_those_who_wait(denoiser: Denoiser, encoder: Any) -> None:
     async def main() -> None:
-        async with Engine(denoiser, encoder, resolution=8, config=BATCH) as engine:
+        async with Engine(denoiser, encoder, canvas=Canvas(8), config=BATCH) as engine:
             task = asyncio.create_task(pictures(engine, request(steps=100_000)))
             while not engine.running_images:
                 await asyncio.sleep(0)

@@ -24,6 +24,7 @@ from serving.config import BatchConfig, LimitConfig
 from serving.engine import MAX_FAILURES, Engine
 from serving.model import ModelCard
 from tests.serving.live_server import serving, until
+from training.canvas import Canvas
 from training.objectives import Denoiser
 from training.sampling_config import SAMPLERS
 
@@ -36,7 +37,7 @@ def engine(denoiser: Denoiser, encoder: Any) -> Engine:
     return Engine(
         denoiser,
         encoder,
-        resolution=8,
+        canvas=Canvas(8),
         config=BatchConfig(padded_rows=2, max_batch_rows=4, max_waiting_images=4),
     )
 
@@ -258,7 +259,7 @@ BAD = [
     ({"seed": 2**53 - 1, "n": 2}, "seed", "invalid_value", [str(2**53 - 1), f"at most {2**53 - 2}"]),
     ({"response_format": "url"}, "response_format", "invalid_value", ["'url'", "'b64_json'"]),
     ({"output_format": "gif"}, "output_format", "invalid_value", ["'gif'", "'png', 'webp' or 'jpeg'"]),
-    ({"sampler": "plms"}, "sampler", "invalid_value", ["'plms'", "'euler', 'heun', 'dpmpp_2m' or 'ancestral'"]),
+    ({"sampler": "plms"}, "sampler", "invalid_value", ["'plms'", "'euler', 'heun', 'dpmpp_2m', 'ancestral' or 'lcm'"]),
     ({"stepz": 4}, "stepz", "unknown_parameter", ["'stepz'", "num_inference_steps"]),
 ]
 
@@ -474,7 +475,7 @@ def test_a_stream_has_freed_its_rows_when_it_ends(
 
     async def main() -> int:
         batch = BatchConfig(padded_rows=2, max_batch_rows=4, max_waiting_images=4)
-        async with Engine(denoiser, encoder, resolution=8, config=batch) as engine:
+        async with Engine(denoiser, encoder, canvas=Canvas(8), config=batch) as engine:
             with contextlib.suppress(Exception):  # what the server is told of it
                 await create_app(engine, CARD, LIMITS)(scope, receive, send)
             return sum(not job.cancelled for job in [*engine._running, *engine._waiting])

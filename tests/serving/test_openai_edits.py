@@ -29,8 +29,10 @@ from serving.config import BatchConfig, LimitConfig
 from serving.engine import Engine
 from serving.model import ModelCard
 from tests.serving.live_server import serving
+from training.canvas import Canvas
 from training.errors import UsageError
 from training.objectives import Denoiser
+from training.sampling_config import SAMPLERS
 
 CARD = ModelCard("tiny", 3, resolution=8, created=1_700_000_000, bundle_sha256="b" * 64)
 
@@ -38,7 +40,7 @@ CARD = ModelCard("tiny", 3, resolution=8, created=1_700_000_000, bundle_sha256="
 @pytest.fixture(scope="module")
 def url(denoiser: Denoiser, encoder: Any) -> Iterator[str]:
     batch = BatchConfig(padded_rows=2, max_batch_rows=4, max_waiting_images=4)
-    engine = Engine(denoiser, encoder, resolution=8, config=batch)
+    engine = Engine(denoiser, encoder, canvas=Canvas(8), config=batch)
     app = create_app(engine, CARD, LimitConfig(default_steps=8, max_images_per_request=4))
     with serving(app) as port:
         yield f"http://127.0.0.1:{port}"
@@ -90,7 +92,7 @@ def test_strength_says_how_much_of_the_picture_is_left(client: openai.OpenAI) ->
     assert np.array_equal(edited(client, input_fidelity="high"), edited(client, extra_body={"strength": 0.5}))
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "ancestral"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_what_the_mask_keeps_is_the_picture_bit_for_bit(client: openai.OpenAI, sampler: str) -> None:
     found = edited(client, mask=png(holed()), extra_body={"sampler": sampler})
     before = np.asarray(given()).astype(int)
@@ -232,7 +234,7 @@ def test_previews_are_spread_over_the_steps_that_are_taken_and_show_what_is_kept
         assert np.array_equal(pixels(event)[:, :4], np.asarray(given()).astype(int)[:, :4])
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "ancestral"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_edit_is_the_same_alone_and_in_a_crowd_with_previews(client: openai.OpenAI, sampler: str) -> None:
     alone = edited(client, mask=png(holed()), extra_body={"sampler": sampler})
 

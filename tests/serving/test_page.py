@@ -22,6 +22,7 @@ from serving.engine import Engine
 from serving.model import ModelCard
 from tests.serving.browser import CHROMIUM, Page
 from tests.serving.live_server import serving
+from training.canvas import Canvas
 from training.objectives import Denoiser
 
 CARD = ModelCard("tiny", 3, resolution=8, created=1_700_000_000, bundle_sha256="b" * 64)
@@ -32,7 +33,7 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"
 @pytest.fixture(scope="module")
 def engine(denoiser: Denoiser, encoder: Any) -> Engine:
     batch = BatchConfig(padded_rows=2, max_batch_rows=4, max_waiting_images=8)
-    return Engine(denoiser, encoder, resolution=8, config=batch)
+    return Engine(denoiser, encoder, canvas=Canvas(8), config=batch)
 
 
 @pytest.fixture(scope="module")

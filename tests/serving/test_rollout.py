@@ -23,9 +23,11 @@ from serving.errors import QueueFullError, RequestError, ServeError
 from serving.model import load_model, pinned
 from serving.rollout import api_url, await_answer, check_listener, failure, others, refuse_failed
 from training.bundle import Provenance, manifest_sha256, write_bundle
+from training.canvas import Canvas
 from training.conditioning import TextConfig, TextEncoder
 from training.errors import ConfigError, DarkroomError, UsageError
 from training.models import UNetConfig
+from training.objectives import RectifiedFlow
 
 DASHBOARD = "http://127.0.0.1:8265"
 NOTHING: dict[str, Any] = {"applications": {}, "proxies": {}}
@@ -251,8 +253,15 @@ def tiny_bundle(out: Path, seed: int = 0) -> Path:
     provenance = Provenance(
         run_id="run", data_hash="data", recipe={}, created_utc="2026-01-01T00:00:00Z", step=1, code_version="test"
     )
-    unet = TINY.build(encoder.width)
-    return write_bundle(out, unet=unet, encoder=encoder, time_shift=1.0, provenance=provenance)
+    unet = TINY.build(encoder.shape)
+    return write_bundle(
+        out,
+        network=unet,
+        encoder=encoder,
+        objective=RectifiedFlow(),
+        canvas=Canvas(8),
+        provenance=provenance,
+    )
 
 
 def test_a_directory_is_pinned_by_its_contents(tmp_path: Path) -> None:

@@ -210,3 +210,24 @@ def look() -> Callable[..., None]:
 def peer_of() -> Callable[[socket.socket], int]:
     """``peer_of(connection)``: the process that listens at its other end."""
     return peer
+
+
+@pytest.fixture(scope="session")
+def autoencoder_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny autoencoder with random weights, in diffusers' layout: two pixels of a side become one."""
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.7,
+        shift_factor=0.1,
+    )
+    folder = tmp_path_factory.mktemp("autoencoder") / "vae"
+    model.save_pretrained(folder, safe_serialization=True)
+    return folder

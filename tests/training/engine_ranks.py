@@ -10,33 +10,54 @@ import json
 import multiprocessing
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from training.ema import Ema, EmaConfig
 from training.engine_config import EngineConfig
+from training.engine_state import gather
 from training.errors import CheckpointError, UsageError
 from training.noise import normal
 from training.optim import AdamWConfig, CosineSchedule
 from training.parallel import Engine, connect, over_ranks
 from training.ranks import on_every_rank, on_rank_zero, total
+from training.stopwatch import Stopwatch
 
 GLOBAL_BATCH = 8
 STEPS, MIDDLE = 8, 4
 STAGES, WORLDS, MICRO_BATCHES = (0, 1, 2, 3), (1, 2), (None, 2)
+GROUPS = ("weights", "ema", "optimizer.exp_avg", "optimizer.exp_avg_sq")
 OPTIMIZER = AdamWConfig(learning_rate=5e-3, weight_decay=0.2)
 EMA = EmaConfig(decay=0.9)
 CLIP = 1.0
 WIDTH = 320
 """Its square is above the 1e5 elements below which ZeRO 3 keeps a weight whole on every rank."""
 
+CLOCK = Stopwatch()
+
 SOURCES = ((2, 2), (1, 3), (1, 0), (2, 3))
 """(world, stage) of the states that are resumed everywhere."""
+
+
+class WholeState:
+    """A state held as whole tensors by group and name."""
+
+    def __init__(self, groups: Mapping[str, Mapping[str, Tensor]], scalars: Mapping[str, float]) -> None:
+        self.groups, self.scalars = groups, scalars
+
+    def shapes(self, group: str) -> dict[str, tuple[int, ...]]:
+        """Of the whole tensors."""
+        return {name: tuple(tensor.shape) for name, tensor in self.groups.get(group, {}).items()}
+
+    def read(self, group: str, name: str, start: int, stop: int) -> Tensor:
+        """A stretch of a tensor."""
+        return self.groups[group][name].flatten()[start:stop].clone()
 
 
 class TinyLoss(torch.nn.Module):
@@ -82,7 +103,7 @@ def train(engine: Engine, first: int, last: int, after: Callable[[int], None] = 
     told = []
     for step in range(first, last):
         mine = batch(step)[dist.get_rank() :: dist.get_world_size()]
-        loss, norm = engine.step(iter([(rows,) for rows in mine.split(engine.micro_batch)]), rate(step))
+        loss, norm = engine.step(iter([(rows,) for rows in mine.split(engine.micro_batch)]), rate(step), CLOCK)
         dist.all_reduce(loss)
         told.append([float(loss) / dist.get_world_size(), norm])
         after(step)
@@ -99,34 +120,69 @@ def write(out: Path, name: str, **groups: Any) -> None:
                 (out / f"{name}.{group}.json").write_text(json.dumps(content))
 
 
+def state_of(engine: Engine, ema: Ema) -> WholeState:
+    """Whole tensors of everything; every part is looked at: each element is in one part of one rank."""
+    groups: dict[str, list[Any]] = {}
+    for part in [*engine.parts(), *ema.parts()]:
+        groups.setdefault(part.group, []).append(part)
+    known: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(known, list(groups))
+    names = sorted({name for each in known for name in each})
+    counts = torch.tensor([float(sum(part.values.numel() for part in groups.get(name, []))) for name in names])
+    dist.all_reduce(counts)
+    whole = {name: gather(groups.get(name, []), engine.device) for name in names}
+    sizes = [sum(tensor.numel() for tensor in tensors.values()) for tensors in whole.values()]
+    assert counts.tolist() == sizes, "an element is held twice or nowhere"
+    return WholeState(whole, engine.scalars())
+
+
+def keep(out: Path, name: str, when: str, state: WholeState) -> None:
+    """Rank 0 keeps a whole state."""
+    write(out, name, **{f"{when}_{group}": tensors for group, tensors in state.groups.items()})
+    write(out, name, **{f"{when}_scalars": [dict(state.scalars)]})
+
+
+def kept(out: Path, name: str, when: str) -> WholeState:
+    """A state that was kept."""
+    groups = {group: load_file(out / f"{name}.{when}_{group}.safetensors") for group in GROUPS}
+    return WholeState(groups, json.loads((out / f"{name}.{when}_scalars.json").read_text())[0])
+
+
 def whole_run(out: Path, stage: int, micro_batch: int | None, precision: str = "fp32") -> None:
     """Train to the end, keep the middle, the end and the average; then resume from the middle."""
     name = case(dist.get_world_size(), stage, micro_batch, precision)
     engine = fresh(stage, micro_batch, precision)
-    ema = Ema(EMA, engine.owned())
+    ema = Ema(EMA, engine.weights, engine.device)
     told = train(engine, 0, MIDDLE, ema.update)
-    # as a run does at an evaluation: the average first, with nothing gathered before
-    with ema.swapped():
-        average = engine.weights()
-    weights, optimizer = engine.weights(), engine.optimizer_state()
-    write(out, name, weights=weights, optimizer=optimizer, ema=average)
+    middle = state_of(engine, ema)
+    keep(out, name, "middle", middle)
     told += train(engine, MIDDLE, STEPS, ema.update)
-    with ema.swapped():
-        end_average = engine.weights()
-    write(out, name, end=engine.weights(), end_optimizer=engine.optimizer_state(), end_ema=end_average, told=told)
+    keep(out, name, "end", state_of(engine, ema))
+    write(out, name, told=told)
 
     again = fresh(stage, micro_batch, precision)
-    again.load(average, optimizer)  # as a run does: the average's turn first
-    ema = Ema(EMA, again.owned())
-    ema.restart()
-    again.load(weights, optimizer)
-    write(out, name, loaded=again.weights(), loaded_optimizer=again.optimizer_state())
-    with ema.swapped():
-        write(out, name, loaded_ema=again.weights())
+    ema = Ema(EMA, again.weights, again.device)
+    again.take(middle)
+    ema.take(middle)
+    keep(out, name, "loaded", state_of(again, ema))
+    replicas = [tensor for name, tensor in _replicas(again)]
+    write(out, name, replicas_differ=[_differ(replicas)])
     train(again, MIDDLE, STEPS, ema.update)
-    with ema.swapped():
-        write(out, name, resumed_ema=again.weights())
-    write(out, name, resumed=again.weights())
+    keep(out, name, "resumed", state_of(again, ema))
+
+
+def _replicas(engine: Engine) -> list[tuple[str, Tensor]]:
+    """What every rank holds whole: under ZeRO 3 the small weights."""
+    return [(name, weight.data) for name, weight in engine.names.items() if engine.stage != 3 or weight.ds_persist]
+
+
+def _differ(replicas: list[Tensor]) -> int:
+    """In how many bits the ranks' copies differ."""
+    bits = torch.cat([tensor.flatten() for tensor in replicas]).view(torch.int32)
+    lowest, highest = bits.clone(), bits.clone()
+    dist.all_reduce(lowest, dist.ReduceOp.MIN)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return int((lowest != highest).sum())
 
 
 def first_round(out: Path) -> None:
@@ -144,14 +200,15 @@ def second_round(out: Path) -> None:
     """Resume states of other stages and world sizes."""
     world = dist.get_world_size()
     for source in SOURCES:
-        kept = out / case(*source, None)
-        weights, optimizer = (load_file(f"{kept}.{group}.safetensors") for group in ("weights", "optimizer"))
+        state = kept(out, case(*source, None), "middle")
         for stage in STAGES:
             engine = fresh(stage, 2)
-            engine.load(weights, optimizer)
+            ema = Ema(EMA, engine.weights, engine.device)
+            engine.take(state)
+            ema.take(state)
             name = f"{case(*source, None)}-into-{case(world, stage, 2)}"
-            write(out, name, weights=engine.weights(), optimizer=engine.optimizer_state())
-            write(out, name, told=train(engine, MIDDLE, STEPS), end=engine.weights())
+            keep(out, name, "loaded", state_of(engine, ema))
+            write(out, name, told=train(engine, MIDDLE, STEPS), end_weights=engine.whole("weights"))
 
 
 def refusals(out: Path) -> None:
@@ -159,18 +216,26 @@ def refusals(out: Path) -> None:
     texts = []
     for stage in STAGES:
         engine = fresh(stage, None)
-        before = engine.weights()
-        state = {"step": torch.tensor(1.0)}
+        groups = {group: engine.whole(group) for group in GROUPS if group != "ema"}
+        before = groups["weights"]
         missing = {name: tensor for name, tensor in before.items() if name != "layers.5.bias"}
         other = {**before, "layers.5.weight": torch.zeros(8, WIDTH)}
-        for wrong in (missing, {**before, "layers.9.weight": torch.zeros(1)}, other):
-            try:
-                engine.load(wrong, state)
-            except CheckpointError as error:
-                texts.append(str(error))
-        untouched = all(torch.equal(tensor, before[name]) for name, tensor in engine.weights().items())
+        wrong = (missing, {**before, "layers.9.weight": torch.zeros(1)}, other)
+        states = [WholeState({**groups, "weights": weights}, engine.scalars()) for weights in wrong]
+        texts += [_refusal(engine, state) for state in states]
+        texts.append(_refusal(engine, WholeState({"weights": before}, engine.scalars())))
+        texts.append(_refusal(engine, WholeState(groups, {})))
+        untouched = all(torch.equal(tensor, before[name]) for name, tensor in engine.whole("weights").items())
         texts.append(f"untouched: {untouched}")
     write(out, f"world-{dist.get_world_size()}", refusals=texts)
+
+
+def _refusal(engine: Engine, state: WholeState) -> str:
+    try:
+        engine.take(state)
+    except CheckpointError as error:
+        return str(error)
+    return "taken"
 
 
 def shared_rows(out: Path) -> None:
@@ -223,11 +288,17 @@ def rank(number: int, world: int, port: int, job: str, out: Path) -> None:
     dist.destroy_process_group()
 
 
-def launch(world: int, job: str, out: Path) -> Iterator[multiprocessing.Process]:
-    """Fork the ranks."""
+def free_port() -> int:
+    """One that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def launch(world: int, job: str, out: Path) -> Iterator[multiprocessing.Process]:
+    """Fork the ranks."""
+    port = free_port()
     for number in range(world):
         process = multiprocessing.get_context("fork").Process(target=rank, args=(number, world, port, job, out))
         process.start()

@@ -62,7 +62,9 @@ def test_a_run_tells_of_everything_in_order(runs: Any) -> None:
     print("seconds since the launch:", {name: round(seconds, 2) for name, seconds in marks.items()})  # noqa: T201
     assert [event["step"] for event in rank.told("step")] == [1, 2, 3, 4, 5, 6]
     metrics = rank.told("step")[0]["metrics"]
-    measured = {"loss", "gradient_norm", "learning_rate", "images_per_s", "data_wait_share", "skipped_samples"}
+    measured = {"loss", "gradient_norm", "learning_rate", "images_per_s", "skipped_samples", "left_out_steps"}
+    parts = ("data", "forward", "backward", "communication", "optimizer", "checkpoint")
+    measured |= {f"time/{part}_s" for part in parts}
     assert set(metrics) == measured
     assert [event["step"] for event in rank.told("evaluation")] == [3, 6]
     assert all(event["metrics"]["held_out_loss"] > 0 for event in rank.told("evaluation"))
@@ -219,7 +221,7 @@ def test_typed_errors_arrive_with_their_text_and_exit_code(runs: Any) -> None:
 
 
 def test_a_typed_error_reaches_every_rank(runs: Any) -> None:
-    ranks = runs.start(runs.config(workers={"count": 2}, text={"encoder": "/nowhere"}), "no-encoder", world=2)
+    ranks = runs.start(runs.config(workers={"count": 2}, conditioning={"encoder": "/nowhere"}), "no-encoder", world=2)
     assert [rank.end() for rank in ranks] == [2, 2]
     for rank in ranks:
         assert "The text encoder cannot be found." in rank.told("error")[0]["message"]

@@ -12,10 +12,12 @@ import torch
 
 from training import noise
 from training.bundle import Provenance, load_bundle, read_manifest, verify_bundle, write_bundle
+from training.canvas import Canvas
 from training.conditioning import TextConfig, TextEncoder
 from training.errors import CheckpointError
 from training.models import UNetConfig
-from training.samplers import Guided, sample, times
+from training.objectives import RectifiedFlow
+from training.samplers import Guided, sample
 
 _PROVENANCE = Provenance(
     run_id="0" * 32,
@@ -60,13 +62,20 @@ else:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder = TextEncoder.from_config(TextConfig(max_tokens=12))
     config = UNetConfig(resolution=16, widths=(16, 32), attention=(False, True), head_width=16)
-    unet = config.build(encoder.width)
+    unet = config.build(encoder.shape)
     with torch.no_grad():  # weights that don't depend on the global generator
         for number, parameter in enumerate(unet.parameters()):
             parameter.copy_(noise.normal(0, number, shape=tuple(parameter.shape)) * 0.05)
     unet.to(memory_format=torch.channels_last)
     out = tmp_path_factory.mktemp("bundle") / "tiny"
-    return write_bundle(out, unet=unet, encoder=encoder, time_shift=1.7, provenance=_PROVENANCE)
+    return write_bundle(
+        out,
+        network=unet,
+        encoder=encoder,
+        objective=RectifiedFlow(time_shift=1.7),
+        canvas=Canvas(16),
+        provenance=_PROVENANCE,
+    )
 
 
 def test_a_stranger_loads_it_and_gets_our_sampler_s_pictures(bundle: Path, tmp_path: Path) -> None:
@@ -82,11 +91,12 @@ def test_a_stranger_loads_it_and_gets_our_sampler_s_pictures(bundle: Path, tmp_p
     theirs = load_file(tmp_path / "images.safetensors")
 
     loaded = load_bundle(bundle)
-    assert (loaded.resolution, loaded.time_shift, loaded.provenance) == (16, 1.7, _PROVENANCE)
+    assert (loaded.canvas.shape, loaded.provenance) == ((3, 16, 16), _PROVENANCE)
+    assert loaded.objective == RectifiedFlow(time_shift=1.7)
     captions = loaded.encoder.encode(["a robot face", "a sad cat"])
     guided = Guided(loaded.denoiser, loaded.encoder.encode(["blue", "blue"]), torch.full((2,), 2.5))
     for name, denoiser in (("guided", guided), ("plain", loaded.denoiser)):
-        ours = sample(denoiser, start, captions, times(4, 1.7)) / 2 + 0.5
+        ours = loaded.canvas.pictures(sample(denoiser, start, captions, loaded.objective.grid(4))) / 2 + 0.5
         torch.testing.assert_close(theirs[name], ours, rtol=0, atol=2e-5)
         assert ours.std() > 0.05, "the comparison is of pictures, not of constants"
 
@@ -170,8 +180,8 @@ def test_a_manifest_cannot_point_outside_or_lie(bundle: Path, tmp_path: Path) ->
     (tmp_path / "darkroom.json").write_text(json.dumps({**manifest, "files": {"../x": {"bytes": 0, "sha256": ""}}}))
     with pytest.raises(CheckpointError, match=r"outside itself.\n.*'../x'"):
         verify_bundle(tmp_path)
-    (tmp_path / "darkroom.json").write_text(json.dumps({**manifest, "format": 2}))
-    with pytest.raises(CheckpointError, match=r"not valid.\n(.*\n)*.*format: Input should be 1"):
+    (tmp_path / "darkroom.json").write_text(json.dumps({**manifest, "format": 1}))
+    with pytest.raises(CheckpointError, match=r"not valid.\n(.*\n)*.*format: Input should be 2"):
         verify_bundle(tmp_path)
     with pytest.raises(CheckpointError, match=r"not a bundle.\n(.*\n)*.*darkroom.json"):
         load_bundle(tmp_path / "nowhere")
@@ -181,7 +191,12 @@ def test_writing_replaces_a_bundle_only(bundle: Path, tmp_path: Path) -> None:
     loaded = load_bundle(bundle)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("precious")
-    parts = {"unet": loaded.unet, "encoder": loaded.encoder, "time_shift": 1.0}
+    parts = {
+        "network": loaded.module,
+        "encoder": loaded.encoder,
+        "objective": loaded.objective,
+        "canvas": loaded.canvas,
+    }
     with pytest.raises(CheckpointError, match="a bundle to replace"):
         write_bundle(tmp_path / "mine", **parts, provenance=_PROVENANCE)
     for step in (1, 2):

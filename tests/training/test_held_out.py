@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training import noise
-from training.conditioning import Conditioning
+from training.conditioning import Conditioning, ConditioningShape
 from training.data.dataset import Dataset, Split
 from training.evaluate.held_out import HeldOut, draw, measure, row_losses
 from training.evaluate.pictures import read_pictures, spread
-from training.models import UNetConfig, apply_unet
+from training.models import UNetConfig, apply
 from training.objectives import Network, RectifiedFlow
 
 CPU = torch.device("cpu")
@@ -23,8 +23,12 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def network() -> Network:
     torch.manual_seed(0)
-    unet = UNetConfig(resolution=16, widths=(16, 32), attention=(False, True), head_width=16).build(8).eval()
-    return partial(apply_unet, unet)
+    unet = (
+        UNetConfig(resolution=16, widths=(16, 32), attention=(False, True), head_width=16)
+        .build(ConditioningShape("text", 4, 8))
+        .eval()
+    )
+    return partial(apply, unet)
 
 
 def _conditioning(count: int) -> Conditioning:

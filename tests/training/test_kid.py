@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from training import noise
-from training.conditioning import Conditioning
+from training.canvas import Canvas
+from training.conditioning import Conditioning, ConditioningShape
 from training.errors import UsageError
 from training.evaluate.features import EfficientNetFeatures
 from training.evaluate.kid import kid
 from training.evaluate.samples import sample_captions
-from training.models import UNetConfig, apply_unet
+from training.models import UNetConfig, apply
 from training.objectives import FlowDenoiser, Network
+from training.samplers import times
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +58,12 @@ def test_too_few_pictures(extractor: EfficientNetFeatures) -> None:
 
 def _network() -> Network:
     torch.manual_seed(0)
-    unet = UNetConfig(resolution=16, widths=(16, 32), attention=(False, True), head_width=16).build(8).eval()
-    return partial(apply_unet, unet)
+    unet = (
+        UNetConfig(resolution=16, widths=(16, 32), attention=(False, True), head_width=16)
+        .build(ConditioningShape("text", 4, 8))
+        .eval()
+    )
+    return partial(apply, unet)
 
 
 def _conditioning(count: int) -> Conditioning:
@@ -66,7 +72,7 @@ def _conditioning(count: int) -> Conditioning:
 
 def test_samples_depend_on_seed_number_and_caption() -> None:
     denoiser = FlowDenoiser(_network())
-    options = {"seed": 3, "resolution": 16, "steps": 2, "guidance_scale": 2.0}
+    options = {"seed": 3, "canvas": Canvas(16), "grid": times(2), "guidance_scale": 2.0}
     conditioning, null = _conditioning(5), _conditioning(1)
     pictures = sample_captions(denoiser, conditioning, null, rows=range(5), batch=5, **options)
     assert (pictures.dtype, pictures.shape) == (torch.uint8, (5, 3, 16, 16))

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.conditioning import Conditioning
-from training.models import UNetConfig, apply_unet
+from training.conditioning import Conditioning, ConditioningShape
+from training.models import UNetConfig, apply
 from training.noise import normal
 from training.objectives import FlowDenoiser, RectifiedFlow
 from training.samplers import Guided, euler_step, sample, times
@@ -47,7 +47,7 @@ def told(*values: float) -> Conditioning:
 def unet() -> torch.nn.Module:
     torch.manual_seed(0)
     config = UNetConfig(resolution=8, widths=(8, 16), attention=(False, True), head_width=8, norm_groups=4)
-    network = config.build(text_width=12).eval().requires_grad_(False)
+    network = config.build(ConditioningShape("text", 5, 12)).eval().requires_grad_(False)
     with torch.no_grad():  # a fresh output layer is so small that every sampler agrees
         network.conv_out.weight.mul_(20)
     return network
@@ -238,10 +238,6 @@ class TestSampling:
             alone = Guided(guided.denoiser, guided.negative.rows(one), guided.scale[one])
             assert torch.allclose(alone(NOISE[one], t[one], captions.rows(one)), together[one], atol=1e-6)
 
-    def test_pictures_stay_in_their_range(self) -> None:
-        found = sample(FlowDenoiser(Told(5.0)), NOISE, NOTHING, times(3))
-        assert float(found.abs().max()) <= 1
-
     @pytest.mark.parametrize("steps", [1, 4, 20])
     @pytest.mark.parametrize("shift", [1.0, 3.0])
     def test_diffusers_scheduler_makes_the_same_pictures(self, unet: torch.nn.Module, steps: int, shift: float) -> None:
@@ -251,7 +247,7 @@ class TestSampling:
         captions = Conditioning(normal(1, "captions", shape=(2, 5, 12)), torch.ones(2, 5, dtype=torch.bool))
 
         def network(x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-            return apply_unet(unet, x, t, conditioning)
+            return apply(unet, x, t, conditioning)
 
         scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps))
@@ -261,5 +257,5 @@ class TestSampling:
             for at in scheduler.timesteps:
                 x = scheduler.step(network(x, (at / 1000).expand(2), captions), at, x).prev_sample
         ours = sample(RectifiedFlow().denoiser(network), noise, captions, times(steps, shift))
-        assert float((ours - noise.clamp(-1, 1)).abs().max()) > 0.1, "something happened"
-        assert torch.allclose(ours, x.clamp(-1, 1), atol=2e-5)
+        assert float((ours - noise).abs().max()) > 0.1, "something happened"
+        assert torch.allclose(ours, x, atol=2e-5, rtol=1e-5)

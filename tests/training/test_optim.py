@@ -10,7 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from training.optim import AdamWConfig, ConstantSchedule, CosineSchedule, ScheduleConfig, WarmupStableDecay
+from training.errors import ConfigError
+from training.noise import normal
+from training.optim import (
+    AdafactorConfig,
+    AdamWConfig,
+    ConstantSchedule,
+    CosineSchedule,
+    MuonConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    ScheduleFreeConfig,
+    WarmupStableDecay,
+)
+from training.optim.muon_steps import orthogonal
 
 STEPS = st.integers(1, 3000)
 WARMUPS = st.integers(0, 300)
@@ -103,7 +116,7 @@ def test_the_optimizer_is_adamw_with_the_recipes_numbers() -> None:
     gradients = [
         torch.tensor(row, dtype=torch.float64) for row in ([1.0, -1.0, 0.5], [0.1, 4.0, 0.0], [-2.0, 0.3, 1.0])
     ]
-    optimizer = config.build(iter([weight]))
+    optimizer = config.build(iter([("weight", weight)]), {})
     expected = weight.detach().clone()
     first, second = torch.zeros_like(expected), torch.zeros_like(expected)
     for step, gradient in enumerate(gradients, start=1):
@@ -123,3 +136,98 @@ def test_the_optimizer_is_adamw_with_the_recipes_numbers() -> None:
 def test_numbers_outside_their_range_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValidationError, match=field):
         AdamWConfig.model_validate({field: value})
+
+
+EVERY = (AdamWConfig(), AdafactorConfig(), ScheduleFreeConfig(), MuonConfig())
+
+
+@pytest.mark.parametrize("config", EVERY, ids=lambda config: config.kind)
+def test_an_optimizer_is_chosen_by_its_kind(config: Any) -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(OptimizerConfig)
+    assert adapter.validate_python({"kind": config.kind}) == config
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        adapter.validate_python({"kind": config.kind, "rate": 1})
+    assert adapter.validate_python({"weight_decay": 0.5}) == AdamWConfig(weight_decay=0.5), "where no kind is named"
+
+
+@pytest.mark.parametrize("config", EVERY, ids=lambda config: config.kind)
+def test_weights_with_a_factor_of_their_own_are_a_group_of_their_own(config: Any) -> None:
+    weights = {name: torch.nn.Parameter(normal(0, name, shape=(4, 4))) for name in ("a", "b", "c")}
+    groups = config.build(weights.items(), {"b": 0.5}).param_groups
+    held = [(group["lr_scale"], [id(weight) for weight in group["params"]]) for group in groups]
+    assert held == [(1.0, [id(weights["a"]), id(weights["c"])]), (0.5, [id(weights["b"])])]
+
+
+@pytest.mark.parametrize("config", EVERY, ids=lambda config: config.kind)
+def test_decay_takes_the_same_share_of_a_weight_whatever_its_rates_factor(config: Any) -> None:
+    config = config.model_copy(update={"weight_decay": 0.5, "learning_rate": 0.1})
+    weights = {name: torch.nn.Parameter(torch.ones(4, 4)) for name in ("narrow", "wide")}
+    optimizer = config.build(weights.items(), {"wide": 0.25})
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1 * group["lr_scale"]
+        for tensor in group["params"]:
+            optimizer.state[tensor] = config.fresh(tensor, group)
+            tensor.grad = torch.zeros_like(tensor)  # so that decay is all that happens
+    if config.kind == "muon":
+        optimizer.bind([], [(group, group["params"]) for group in optimizer.param_groups])
+    optimizer.step()
+    for weight in weights.values():
+        assert torch.allclose(weight.detach(), torch.full((4, 4), 0.95))
+
+
+@pytest.mark.parametrize("config", EVERY, ids=lambda config: config.kind)
+def test_the_state_made_beforehand_is_what_the_optimizer_would_have_made_itself(config: Any) -> None:
+    """Shapes, names and steps: a run goes on from a checkpoint before its first step."""
+    ends = []
+    for beforehand in (True, False):
+        weight = torch.nn.Parameter(normal(0, "weight", shape=(6, 4)))
+        bias = torch.nn.Parameter(normal(0, "bias", shape=(6,)))
+        optimizer = config.build([("weight", weight), ("bias", bias)], {})
+        for group in optimizer.param_groups:
+            for tensor in group["params"] if beforehand or config.kind == "muon" else ():
+                optimizer.state[tensor] = config.fresh(tensor, group)
+        if config.kind == "muon":
+            optimizer.bind([], [(group, group["params"]) for group in optimizer.param_groups])  # type: ignore[attr-defined]
+        for step in range(3):
+            for tensor in (weight, bias):
+                tensor.grad = normal(1, step, shape=tuple(tensor.shape))
+            optimizer.step()
+        state = {key: value for values in optimizer.state.values() for key, value in values.items()}
+        ends.append((weight.detach(), bias.detach(), {key: tuple(value.shape) for key, value in state.items()}))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert torch.equal(ends[0][1], ends[1][1])
+    assert ends[0][2] == ends[1][2]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (16, 6), (5, 20)])
+def test_an_orthogonal_matrix_has_singular_values_near_one(shape: tuple[int, int]) -> None:
+    matrix = normal(0, shape=shape)
+    values = torch.linalg.svdvals(orthogonal(matrix, 5))
+    assert 0.6 < float(values.min()) <= float(values.max()) < 1.3
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    cosine = float((orthogonal(matrix, 5) * (u @ v)).sum()) / float(orthogonal(matrix, 5).norm() * (u @ v).norm())
+    assert cosine > 0.97, "in the direction of the nearest one"
+
+
+def test_muon_steps_as_torchs_own_does() -> None:
+    """torch's iterates in bf16, ours in fp32 on a CPU."""
+    config = MuonConfig(learning_rate=0.02, momentum=0.9, weight_decay=0.1)
+    ours, theirs = (torch.nn.Parameter(normal(0, "weight", shape=(12, 8))) for _ in range(2))
+    optimizer = config.build([("layer.weight", ours)], {})
+    optimizer.state[ours] = config.fresh(ours, optimizer.param_groups[0])
+    optimizer.bind([], [(optimizer.param_groups[0], [ours])])  # type: ignore[attr-defined]
+    other = torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    start = ours.detach().clone()
+    for step in range(5):
+        for weight in (ours, theirs):
+            weight.grad = normal(1, step, shape=(12, 8))
+        optimizer.step()
+        other.step()
+    moved = float((ours - start).detach().norm())
+    assert float((ours - theirs).detach().norm()) < 0.02 * moved
+
+
+def test_a_network_without_matrices_is_not_muons() -> None:
+    filters = torch.nn.Parameter(torch.zeros(4, 4, 3, 3))
+    with pytest.raises(ConfigError, match=r"no matrix of a linear layer(.|\n)*adamw"):
+        MuonConfig().build([("conv_in.weight", filters)], {})

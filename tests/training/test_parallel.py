@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 PROGRAM = Path(__file__).parent / "engine_ranks.py"
 STAGES, WORLDS, MICRO_BATCHES, MIDDLE = (0, 1, 2, 3), (1, 2), (None, 2), 4
 SOURCES = ((2, 2), (1, 3), (1, 0), (2, 3))
+GROUPS = ("weights", "ema", "optimizer.exp_avg", "optimizer.exp_avg_sq")
 
 GOLDEN = [10.598374, 7.254106, 7.438076, 5.258777, 7.569278, 9.269854, 6.259105, 8.268643]
 """The losses of the tiny network; a change means that every run trains differently."""
@@ -126,18 +127,18 @@ def test_losses_norms_and_weights_are_plain_adamws(
     told = kept.told(case(world, stage, micro))
     assert [loss for loss, _ in told] == pytest.approx([loss for loss, _ in expected], abs=1e-5)
     assert [norm for _, norm in told] == pytest.approx([norm for _, norm in expected], abs=1e-5)
-    end = kept.tensors(case(world, stage, micro), "end")
+    end = kept.tensors(case(world, stage, micro), "end_weights")
     assert furthest(end, weights) < WEIGHTS_TOLERANCE
     assert all(tensor.dtype == torch.float32 for tensor in end.values())
-    assert furthest(end, kept.tensors(case(world, stage, micro), "weights")) > 1e-3, "it trained"
+    assert furthest(end, kept.tensors(case(world, stage, micro), "middle_weights")) > 1e-3, "it trained"
 
 
 @everywhere
 def test_the_average_is_the_same_average(kept: Kept, reference: Any, world: int, stage: int, micro: int | None) -> None:
-    """Read straight after a step, as at an evaluation; also where ZeRO 3 keeps small weights whole."""
+    """Each rank averages its own part, and the parts make a whole."""
     _, weights, average = reference
     name = case(world, stage, micro)
-    for group in ("ema", "end_ema"):
+    for group in ("middle_ema", "end_ema"):
         assert furthest(kept.tensors(name, group), kept.tensors(case(1, 0, None), group)) < WEIGHTS_TOLERANCE
     assert furthest(kept.tensors(name, "end_ema"), average) < WEIGHTS_TOLERANCE
     assert furthest(kept.tensors(name, "end_ema"), weights) > 5e-4, "an average, not the weights"
@@ -146,10 +147,11 @@ def test_the_average_is_the_same_average(kept: Kept, reference: Any, world: int,
 @everywhere
 def test_a_resumed_engine_goes_on_bit_for_bit(kept: Kept, world: int, stage: int, micro: int | None) -> None:
     name = case(world, stage, micro)
-    for loaded, saved in (("loaded", "weights"), ("loaded_optimizer", "optimizer"), ("loaded_ema", "ema")):
-        assert bit_equal(kept.tensors(name, loaded), kept.tensors(name, saved)), loaded
-    assert bit_equal(kept.tensors(name, "resumed"), kept.tensors(name, "end"))
-    assert bit_equal(kept.tensors(name, "resumed_ema"), kept.tensors(name, "end_ema"))
+    for group in GROUPS:
+        assert bit_equal(kept.tensors(name, f"loaded_{group}"), kept.tensors(name, f"middle_{group}")), group
+        assert bit_equal(kept.tensors(name, f"resumed_{group}"), kept.tensors(name, f"end_{group}")), group
+    assert kept.told(name, "loaded_scalars") == kept.told(name, "middle_scalars")
+    assert kept.told(name, "replicas_differ") == [0], "what every rank holds whole is the same, bit for bit"
 
 
 @pytest.mark.parametrize(("world", "stage"), [(world, stage) for world in WORLDS for stage in STAGES])
@@ -158,26 +160,22 @@ def test_a_state_goes_on_at_any_other_stage_and_world_size(
     kept: Kept, source: tuple[int, int], world: int, stage: int
 ) -> None:
     before, after = case(*source, None), f"{case(*source, None)}-into-{case(world, stage, 2)}"
-    assert bit_equal(kept.tensors(after, "weights"), kept.tensors(before, "weights"))
-    assert bit_equal(kept.tensors(after, "optimizer"), kept.tensors(before, "optimizer"))
+    for group in GROUPS:
+        assert bit_equal(kept.tensors(after, f"loaded_{group}"), kept.tensors(before, f"middle_{group}")), group
     told = [loss for loss, _ in kept.told(after)]
     assert told == pytest.approx([loss for loss, _ in kept.told(before)[MIDDLE:]], abs=1e-5)
-    assert furthest(kept.tensors(after, "end"), kept.tensors(before, "end")) < WEIGHTS_TOLERANCE
+    assert furthest(kept.tensors(after, "end_weights"), kept.tensors(before, "end_weights")) < WEIGHTS_TOLERANCE
 
 
 def test_the_state_is_whole_and_named(kept: Kept, ranks: ModuleType) -> None:
     shapes = {name: parameter.shape for name, parameter in ranks.TinyLoss().named_parameters()}
     for world, stage, micro in EVERYWHERE:
-        optimizer = kept.tensors(case(world, stage, micro), "optimizer")
-        assert float(optimizer.pop("step")) == MIDDLE
-        expected = {f"{name}/{moment}": shape for name, shape in shapes.items() for moment in ("exp_avg", "exp_avg_sq")}
-        assert {name: tensor.shape for name, tensor in optimizer.items()} == expected
-        assert furthest(optimizer, kept_moments(kept)) < 1e-5
-
-
-def kept_moments(kept: Kept) -> Tensors:
-    optimizer = kept.tensors(case(1, 0, None), "optimizer")
-    return {name: tensor for name, tensor in optimizer.items() if name != "step"}
+        name = case(world, stage, micro)
+        assert kept.told(name, "middle_scalars") == [{"optimizer.0.step": MIDDLE}]
+        for group in GROUPS:
+            found = kept.tensors(name, f"middle_{group}")
+            assert {name: tensor.shape for name, tensor in found.items()} == shapes
+            assert furthest(found, kept.tensors(case(1, 0, None), f"middle_{group}")) < WEIGHTS_TOLERANCE
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -186,24 +184,28 @@ def test_bf16_is_close_resumes_exactly_and_keeps_fp32_weights(kept: Kept, refere
     expected, told = [loss for loss, _ in reference[0]], [loss for loss, _ in kept.told(name)]
     assert told == pytest.approx(expected, rel=2e-2)
     assert told != pytest.approx(expected, abs=1e-5), "it was bf16"
-    end = kept.tensors(name, "end")
+    end = kept.tensors(name, "end_weights")
     assert all(tensor.dtype == torch.float32 for tensor in end.values())
     assert not bit_equal({k: v.bfloat16().float() for k, v in end.items()}, end), "not rounded to bf16"
-    assert bit_equal(kept.tensors(name, "resumed"), end)
+    assert bit_equal(kept.tensors(name, "resumed_weights"), end)
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_another_networks_state_is_refused_by_name_and_leaves_the_weights(kept: Kept, world: int) -> None:
     texts = kept.told(f"world-{world}", "refusals")
-    assert len(texts) == 4 * len(STAGES)
+    assert len(texts) == 6 * len(STAGES)
     for stage in STAGES:
-        missing, surplus, shape, untouched = texts[4 * stage : 4 * stage + 4]
+        missing, surplus, shape, bare, uncounted, untouched = texts[6 * stage : 6 * stage + 6]
         assert "another network" in missing
         assert "'layers.5.bias'" in missing
         assert "'layers.9.weight'" in surplus
         assert "layers.5.weight has another shape" in shape
         assert "(8, 320)" in shape
         assert "(7, 320)" in shape
+        assert "another optimizer" in bare
+        assert "'optimizer.exp_avg'" in bare
+        assert "another optimizer" in uncounted
+        assert "'optimizer.0.step'" in uncounted
         assert untouched == "untouched: True"
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from training import checkpoint, registry
 from training.bundle_manifest import verify_bundle
@@ -78,10 +77,10 @@ def test_a_checkpoint_is_published_once(finished: Finished) -> None:
 def test_what_does_not_belong_together_is_refused(finished: Finished) -> None:
     found, _ = checkpoint.newest(finished.run_dir / "checkpoints")
     assert found is not None
-    groups = {name: load_file(found.path / f"{name}.safetensors") for name in ("weights", "ema", "optimizer")}
+    groups = {name: found.load(name) for name in found.source().groups()}
     name = sorted(groups["ema"])[0]
     groups["ema"][name] = torch.full_like(groups["ema"][name], float("nan"))
-    kept = {"step": found.step, "position": found.position, "about": found.about, "keep": 1}
+    kept = {"step": found.step, "position": found.position, "about": found.about}
     checkpoint.save(finished.run_dir / "checkpoints", groups=groups, **kept)
     diverged = finished.publish("diverged.log")
     assert diverged.code == 1

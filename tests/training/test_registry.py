@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from training.bundle import Provenance, verify_bundle, write_bundle
+from training.canvas import Canvas
 from training.conditioning import TextConfig, TextEncoder
 from training.errors import CheckpointError, RegistryError, TrackingError
 from training.models import UNetConfig
+from training.objectives import RectifiedFlow
 from training.registry import ModelVersion, fetch, promote, publish, resolve, rollback, versions
 from training.tracking import connect
 
@@ -18,7 +20,7 @@ from training.tracking import connect
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two real bundles."""
     encoder = TextEncoder.from_config(TextConfig(max_tokens=8))
-    unet = UNetConfig(resolution=8, widths=(8, 16), attention=(False, True), head_width=8).build(encoder.width)
+    unet = UNetConfig(resolution=8, widths=(8, 16), attention=(False, True), head_width=8).build(encoder.shape)
     made = []
     for number in (1, 2):
         provenance = Provenance(
@@ -31,7 +33,16 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             code_version="c",
         )
         out = tmp_path_factory.mktemp("bundles") / "bundle"
-        made.append(write_bundle(out, unet=unet, encoder=encoder, time_shift=1.0, provenance=provenance))
+        made.append(
+            write_bundle(
+                out,
+                network=unet,
+                encoder=encoder,
+                objective=RectifiedFlow(),
+                canvas=Canvas(8),
+                provenance=provenance,
+            )
+        )
     return made
 
 

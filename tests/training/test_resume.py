@@ -1,7 +1,10 @@
 """Interrupted runs end where uninterrupted ones do, bit for bit; and what is not the same run is refused."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,10 @@ import pytest
 import torch
 
 from training import checkpoint
+from training.data.audit import audit
 
 STEPS, SAVE_EVERY = 40, 10
-GROUPS = ("weights", "ema", "optimizer")
+GROUPS = ("weights", "ema", "optimizer.exp_avg", "optimizer.exp_avg_sq")
 
 
 def recipe(runs: Any, world: int, **sections: Any) -> dict[str, Any]:
@@ -60,9 +64,13 @@ def test_stopped_and_killed_runs_end_where_an_uninterrupted_one_does(
     assert codes[-1] == -signal.SIGKILL
     assert all(codes)
 
+    killed_at = ranks[0].told("step")[-1]["step"]
+
     rank = finish(runs, config, "parts", world)
     resumed = rank.told("resumed")[0]["step"]
-    assert saved <= resumed < STEPS
+    from_storage = not rank.told("resumed")[0]["memory"]
+    assert not from_storage or resumed % SAVE_EVERY == 0, "the nodes' memory is newer than any checkpoint but this one"
+    assert saved <= killed_at - 1 <= resumed <= STEPS, "at most one step is done again"
     assert [event["step"] for event in rank.told("step")] == list(range(resumed + 1, STEPS + 1))
     for event, expected in zip(rank.told("step"), whole.told("step")[resumed:], strict=True):
         for metric in ("loss", "gradient_norm", "learning_rate"):
@@ -93,13 +101,18 @@ def test_a_run_goes_on_with_another_number_of_workers_and_another_stage(runs: An
 
 
 def test_the_seen_samples_and_losses_do_not_depend_on_the_number_of_workers(runs: Any) -> None:
-    fp32 = {"precision": "fp32"}
-    one, two = (finish(runs, recipe(runs, world, engine=fp32), f"world-{world}", world) for world in (1, 2))
-    for single, double in zip(one.told("step"), two.told("step"), strict=True):
-        assert single["metrics"]["loss"] == pytest.approx(double["metrics"]["loss"], rel=1e-3)
-    assert one.told("evaluation")[-1]["metrics"]["held_out_loss"] == pytest.approx(
-        two.told("evaluation")[-1]["metrics"]["held_out_loss"], rel=1e-3
-    )
+    """Of the eight rows of a global batch, three workers have three, three and two."""
+    fp32, worlds = {"precision": "fp32"}, (1, 2, 3)
+    one, *others = (finish(runs, recipe(runs, world, engine=fp32), f"world-{world}", world) for world in worlds)
+    for other in others:
+        for single, shared in zip(one.told("step"), other.told("step"), strict=True):
+            assert single["metrics"]["loss"] == pytest.approx(shared["metrics"]["loss"], rel=1e-3)
+        assert one.told("evaluation")[-1]["metrics"]["held_out_loss"] == pytest.approx(
+            other.told("evaluation")[-1]["metrics"]["held_out_loss"], rel=1e-3
+        )
+    reports = [audit(runs.folder / f"world-{world}") for world in worlds]
+    assert {(report.lost, report.duplicated, report.consumed) for report in reports} == {(0, 0, STEPS * 8)}
+    assert len({report.digest for report in reports}) == 1
 
 
 def test_a_run_waits_for_its_predecessor_and_goes_on_from_its_last_checkpoint(
@@ -169,13 +182,13 @@ def test_a_finished_run_is_measured_again_and_not_trained(runs: Any, finished: A
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(runs: Any, finished: Any) -> None:
-    path = last(runs, "run").path / "optimizer.safetensors"
+    path = Path(last(runs, "run").path) / "optimizer-00000-of-00001.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     again = finish(runs, runs.config(), "run", 1)
     (warning,) = again.told("warning")
-    assert "optimizer.safetensors is missing or altered" in warning["message"]
+    assert f"{path.name} is missing or altered" in warning["message"]
     assert str(path) in warning["message"]
     assert again.told("resumed")[0]["step"] == 3
     assert again.told("evaluation")[-1] == finished.told("evaluation")[-1], "and comes to the same end"
@@ -188,17 +201,34 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(runs: Any, fin
         ("global_batch", 4),
         ("optimizer", {"learning_rate": 1e-4}),
         ("model", {"widths": [16, 16]}),
-        ("ema", {"decay": 0.5}),
+        ("ema.decay", 0.5),
     ],
 )
 def test_another_recipe_is_refused_in_words(runs: Any, finished: Any, section: str, value: Any) -> None:
-    (rank,) = runs.start(runs.config(**{section: value}), "run")
+    outer, _, inner = section.partition(".")
+    (rank,) = runs.start(runs.config(**{outer: {inner: value} if inner else value}), "run")
     assert rank.end() == 1
     (error,) = rank.told("error")
     assert error["typed"] is True
     assert f"The run tiny began with another recipe: {section} has changed." in error["message"]
     assert "mend:" in error["message"]
     assert rank.told("step") == []
+
+
+def test_another_recipe_is_refused_before_a_worker_starts(runs: Any, finished: Any) -> None:
+    """By the driver, which has no torch."""
+    code = (
+        "import json, sys; from pathlib import Path; from training import config, errors, resume\n"
+        "try: resume.refuse_early(config.parse(json.loads(sys.argv[1])), Path(sys.argv[2]))\n"
+        "except errors.CheckpointError as error: print(error)\n"
+        "else: print('the same')\n"
+        "print('torch' in sys.modules)\n"
+    )
+    for config, said in ((runs.config(), "the same"), (runs.config(model={"widths": [16, 16]}), "model has changed")):
+        command = [sys.executable, "-c", code, json.dumps(config), str(runs.folder / "run")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert said in done.stdout
+        assert done.stdout.endswith("False\n")
 
 
 def test_another_order_of_the_samples_is_another_recipe(runs: Any, finished: Any) -> None:

@@ -38,7 +38,7 @@ def test_ranks_encode_together_and_the_next_run_finds_it(runs: Any, tmp_path: Pa
     data = tmp_path / "copy"
     shutil.copytree(runs.data, data, ignore=shutil.ignore_patterns("encoded"))
     config = runs.config(data={"path": str(data)}, steps=1)
-    dataset, job = Dataset.open(data), TextJob(parse(config).text)
+    dataset, job = Dataset.open(data), TextJob(parse(config).conditioning)
     written = []
     for name, world in [("first", 2), ("second", 1)]:
         for rank in runs.start(config, name, world):
@@ -61,7 +61,7 @@ def test_a_run_that_is_asked_to_leave_while_it_encodes_tells_how_far_it_is_and_l
         Image.fromarray(pixels).save(source / f"{number:04d}.png")
         (source / f"{number:04d}.txt").write_text(f"number {number} of {'very ' * 240}many")
     build(source, data, BuildConfig(held_out=0.1))
-    pair = runs.start(runs.config(data={"path": str(data)}, text={"max_tokens": 256}), "run", 2)
+    pair = runs.start(runs.config(data={"path": str(data)}, conditioning={"max_tokens": 256}), "run", 2)
     told = pair[0].until("encoding")
     assert 0 < told["done"] < told["total"] == sum(len(Dataset.open(data).split(name)) for name in SPLITS)
     pair[0].process.stop()

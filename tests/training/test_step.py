@@ -1,11 +1,17 @@
 """A step that diverges ends the run with its reason, on every rank, before a checkpoint is made of it; and a sample
 that cannot be read leaves no trace in a step."""
 
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from training import checkpoint
 from training.noise import normal
@@ -71,7 +77,7 @@ def test_a_row_that_is_not_valid_has_no_gradient_and_the_others_keep_theirs(miss
     def gradient(rows: list[int], valid: list[bool], pictures: torch.Tensor) -> tuple[float, torch.Tensor]:
         part = Draws(draws.t[rows], draws.noise[rows], draws.keep_caption[rows])
         network.zero_grad()
-        value = loss(pictures[rows], None, part, torch.tensor(valid))
+        value = loss(pictures[rows], None, part, torch.tensor(valid).float())
         value.backward()
         assert network.weight.grad is not None
         return float(value.detach()), network.weight.grad.clone()
@@ -92,7 +98,50 @@ def test_pixels_become_numbers_around_zero_and_latents_stay() -> None:
     values = as_clean(pixels, torch.device("cpu"))
     assert values.dtype == torch.float32
     assert values.is_contiguous()
-    assert (values.min(), values.max()) == (-1, 1)
+    assert (float(values.min()), float(values.max())) == (-1, 1)
     assert torch.equal(((values + 1) * 127.5).round().to(torch.uint8), pixels)
     latents = normal(0, "latents", shape=(2, 4, 4, 4))
     assert torch.equal(as_clean(latents, torch.device("cpu")), latents)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the ranks of a world have told, and the weights at the end."""
+
+    everyone: list[list[dict[str, float]]]
+    sections: list[str]
+    weights: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Shared]:
+    """Three steps of the same global batches in worlds of one to four real processes."""
+    out = tmp_path_factory.mktemp("shares")
+    run = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("share_ranks.py")), str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+        check=False,
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert run.returncode == 0, run.stdout[-6000:]
+    found = {}
+    for world in (1, 2, 3, 4):
+        told = json.loads((out / f"{world}.json").read_text())
+        found[world] = Shared(told["everyone"], told["sections"], load_file(out / f"{world}.safetensors"))
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_uneven_shares_train_as_the_whole_batch_does(worlds: dict[int, Shared], world: int) -> None:
+    """Seven rows over two, three and four ranks, two of the samples missing."""
+    found, alone = worlds[world], worlds[1]
+    assert all(told == found.everyone[0] for told in found.everyone), "every rank tells the same bits"
+    for ours, theirs in zip(found.everyone[0], alone.everyone[0], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-4)
+    for name, weight in alone.weights.items():
+        torch.testing.assert_close(found.weights[name], weight, atol=5e-5, rtol=1e-4)
+    assert {"forward", "backward", "communication", "optimizer"} <= set(found.sections)

@@ -66,7 +66,7 @@ def test_what_is_not_a_search_is_refused_in_words(text: str, words: str) -> None
         ("name", "named by its number"),
         ("steps", "the sweep's own steps"),
         ("data.path", "other pictures"),
-        ("text.encoder", "other captions' states"),
+        ("conditioning.encoder", "told other things"),
         ("evaluation.held_out_repeats", "measured another way"),
         ("checkpoint.every_steps", "itself"),
         ("tracking.experiment", "the sweep's own MLflow run"),

@@ -13,18 +13,22 @@ from typing import Any
 
 import numpy as np
 
+from training import checkpoint
+from training.checkpoint import CheckpointConfig
 from training.data.audit_findings import MOST, Finding, Progress, Suspect, explain, of_flaw
 from training.data.audit_names import sources_of
 from training.data.audit_pictures import check_index, check_pictures
 from training.data.audit_plan import Plan
-from training.data.audit_report import AuditReport, EpochUse, SkippedSample
+from training.data.audit_report import AuditReport, EpochUse, SkippedSample, UndoneSteps
 from training.data.dataset import Dataset
 from training.data.loader_config import LoaderConfig
 from training.data.schedule import Schedule
+from training.data.storage import Folder
 from training.data.use_digest import RowHash
 from training.data.use_ledger import FOLDER, RECIPE, STEPS, data_hash_of
 from training.data.use_records import UseRecords
 from training.errors import DataError
+from training.left_out import reasons as reasons_of_undone
 from training.skipped import reasons
 
 COUNTED = 1 << 28
@@ -46,7 +50,8 @@ def audit(
         DataError: the run has no ledger, or the data set is not the one that it was trained on.
     """
     recipe, ledger = _recipe(run_dir), run_dir / FOLDER / STEPS
-    digests, damaged = saved_digests(run_dir)  # before the ledger, which a run that is under way may prolong meanwhile
+    kept = checkpoint.place(CheckpointConfig.model_validate(recipe["config"].get("checkpoint", {})), run_dir)
+    digests, damaged = saved_digests(kept)  # before the ledger, which a run that is under way may prolong meanwhile
     records = UseRecords(ledger, at_least=max(digests, default=0))
     config, loader = recipe["config"], LoaderConfig.model_validate(recipe["config"]["data"])
     place = data or loader.path
@@ -75,6 +80,9 @@ def audit(
     for sample, reason in reasons(run_dir):
         if sample in report.skipped:
             report.skipped[sample].reason = reason
+    undone_for = dict(reasons_of_undone(run_dir))
+    for undone in report.undone:
+        undone.reason = undone_for.get((undone.first, undone.last), "")
     if verify:
         report.findings += check_pictures(dataset.split(recipe["split"]), set(report.skipped), progress)
     return report
@@ -105,19 +113,21 @@ def _recipe(run_dir: Path) -> dict[str, Any]:
     return found
 
 
-def saved_digests(run_dir: Path) -> tuple[dict[int, str], list[Finding]]:
+def saved_digests(kept: Folder) -> tuple[dict[int, str], list[Finding]]:
     """The running digest that each checkpoint names, by step; and the checkpoints that cannot be read."""
     digests: dict[int, str] = {}
     damaged: list[Finding] = []
-    for folder in sorted((run_dir / "checkpoints").glob("step-*")):
-        path = folder / "checkpoint.json"
+    for name in kept.names("step-"):
+        folder, _, file = name.partition("/")
+        if file != checkpoint.MANIFEST:
+            continue
         try:
-            digests[int(folder.name[len("step-") :])] = str(json.loads(path.read_bytes())["about"]["use"]["digest"])
+            digests[int(folder[len("step-") :])] = str(json.loads(kept.read(name))["about"]["use"]["digest"])
         except FileNotFoundError:  # a run that is under way has just removed it
             continue
         except (ValueError, KeyError, TypeError) as error:
-            step = folder.name[len("step-") :].lstrip("0")
-            said = f"The checkpoint's manifest {path} cannot be read: {error!r}."
+            step = folder[len("step-") :].lstrip("0")
+            said = f"The checkpoint's manifest {kept.url(name)} cannot be read: {error!r}."
             damaged.append(Finding("checkpoint", int(step) if step.isdigit() else 0, said))
     return digests, damaged
 
@@ -149,6 +159,7 @@ class _Comparison:
         for step in self.records.done_otherwise():
             said = f"Step {step} consumed other samples when it was done again."
             report.findings.append(Finding("redone", step, said))
+        report.undone = [UndoneSteps(first, last) for first, last in self.records.left_out()]
         findings, losses = explain(self.suspects, plan, report.steps, self.progress)
         report.findings += findings
         for flaw in self.records.flaws:

@@ -42,6 +42,21 @@ class SkippedSample:
 
 
 @dataclass
+class UndoneSteps:
+    """Steps in a row whose rows were consumed and are not in the weights, since their updates were undone.
+
+    Attributes:
+        first: the first of them.
+        last: the last one.
+        reason: why, as the run said; empty where it said nothing.
+    """
+
+    first: int
+    last: int
+    reason: str = ""
+
+
+@dataclass
 class AuditReport:
     """What an audit has found.
 
@@ -52,11 +67,13 @@ class AuditReport:
         split: what was trained on.
         samples: of the split.
         steps: steps that count.
-        consumed: rows that are shown to have been trained on.
+        consumed: rows that are shown to have been trained on, in steps that were undone afterwards as well.
         lost: rows that were due and are not shown to have been used.
         duplicated: rows that were used though they were not due.
         redone: steps that were done again after an interruption.
         digest: the ledger's running digest.
+        undone: steps that were undone after they were taken, in the order in which that happened; a step that was
+            taken back again later is in two of them.
         skipped: samples that could not be read, by id.
         epochs: by number.
         findings: everything that is wrong; empty where all is well.
@@ -73,6 +90,12 @@ class AuditReport:
     duplicated: int = 0
     redone: int = 0
     digest: str = ""
+    undone: list[UndoneSteps] = field(default_factory=list)
     skipped: dict[int, SkippedSample] = field(default_factory=dict)
     epochs: dict[int, EpochUse] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def undone_steps(self) -> int:
+        """Steps that are not in the weights, each counted once."""
+        return len({step for each in self.undone for step in range(each.first, each.last + 1)})

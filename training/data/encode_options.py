@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from training.conditioning_config import TextConfig
+from training.conditioning_config import ClassConfig, NothingConfig, TextConfig
 from training.errors import ConfigError, UsageError
 from training.latents_config import LatentsConfig
 
@@ -47,14 +47,12 @@ def jobs_of(asked: Asked, recipe: TrainConfig | None) -> list[Job]:
         UsageError: nothing was asked for, or latents of no size.
         ConfigError: an option is out of its range, or latents cannot be kept under the recipe's augmentation.
     """
-    from training.data.encoded.text import TextJob
-
     jobs: list[Job] = []
-    if recipe or asked.text:
-        told = {"encoder": asked.text, "max_tokens": asked.max_tokens, "dtype": asked.dtype}
-        jobs.append(TextJob(_changed(recipe.text if recipe else TextConfig(), told)))
-    if asked.autoencoder:
-        jobs.append(_latents(asked, asked.autoencoder, recipe))
+    if asked.text or recipe:
+        jobs.extend(_told(asked, recipe))
+    autoencoder = asked.autoencoder or (recipe.latents.autoencoder if recipe and recipe.latents else None)
+    if autoencoder:
+        jobs.append(_latents(asked, autoencoder, recipe))
     if not jobs:
         raise UsageError(
             "There is nothing to encode.",
@@ -62,6 +60,22 @@ def jobs_of(asked: Asked, recipe: TrainConfig | None) -> list[Job]:
             options=["--recipe RECIPE", "--text ENCODER", "--autoencoder DIR"],
         )
     return jobs
+
+
+def _told(asked: Asked, recipe: TrainConfig | None) -> list[Job]:
+    """What a network is told: captions through an encoder, or classes."""
+    from training.data.encoded.classes import ClassJob
+    from training.data.encoded.text import TextJob
+
+    section = recipe.conditioning if recipe else TextConfig()
+    if asked.text and not isinstance(section, TextConfig):
+        section = TextConfig()
+    if isinstance(section, NothingConfig):
+        return []
+    if isinstance(section, ClassConfig):
+        return [ClassJob(section)]
+    told = {"encoder": asked.text, "max_tokens": asked.max_tokens, "dtype": asked.dtype}
+    return [TextJob(_changed(section, told))]
 
 
 def _latents(asked: Asked, autoencoder: str, recipe: TrainConfig | None) -> Job:
@@ -73,7 +87,8 @@ def _latents(asked: Asked, autoencoder: str, recipe: TrainConfig | None) -> Job:
         raise UsageError(
             "Latents of pictures of which size?", rule="a resolution", options=["--resolution 512", "--recipe RECIPE"]
         )
-    config = _changed(LatentsConfig(autoencoder=autoencoder), {"dtype": asked.dtype})
+    own = recipe.latents if recipe and recipe.latents else LatentsConfig(autoencoder=autoencoder)
+    config = _changed(own, {"autoencoder": autoencoder, "dtype": asked.dtype})
     if recipe is None:
         return LatentsJob(config, resolution, flips=asked.flip)
     require_cacheable(recipe.data.augment)

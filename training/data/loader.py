@@ -21,7 +21,7 @@ from training.data.buffers import Buffers
 from training.data.dataset import Dataset
 from training.data.loader_config import LoaderConfig
 from training.data.pixels import PixelReader, Row
-from training.data.schedule import GlobalBatch, Schedule
+from training.data.schedule import GlobalBatch, Schedule, share_of
 from training.errors import ConfigError, DataError, UsageError
 
 __all__ = ["Loader", "LoaderConfig", "Reader"]
@@ -76,7 +76,7 @@ class Loader:
         skipped: samples met so far that cannot be read, and why. Their rows are zeros and not valid.
 
     Raises:
-        ConfigError: the global batch cannot be shared equally, or the rank is not in the world.
+        ConfigError: there are fewer rows than ranks, or the rank is not in the world.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Loader:
         self._lock = threading.Lock()
         self._threads = threads or len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
-        self._rows = schedule.global_batch // world
+        self._rows = share_of(schedule.global_batch, rank, world)
         self._part = max(1, min(_PART, -(-self._rows // self._threads)))
         largest = max(math.prod(reader.row_shape(each.width, each.height)) for each in schedule.members.buckets)
         self._buffers = Buffers(self._rows * largest * reader.dtype.itemsize, keep=_buffers(prefetch))
@@ -249,11 +249,9 @@ def _buffers(prefetch: int) -> int:
 def _check(global_batch: int, rank: int, world: int) -> None:
     if world < 1 or not 0 <= rank < world:
         raise ConfigError("The rank is not in the world.", value=(rank, world), rule="0 <= rank < world")
-    if global_batch < 1 or global_batch % world:
-        nearest = sorted({max(world, global_batch // world * world), (global_batch // world + 1) * world})
+    if global_batch < world:
         raise ConfigError(
-            f"A global batch of {global_batch} cannot be shared equally by {world} workers.",
+            "The global batch has fewer rows than there are workers.",
             value=global_batch,
-            rule="global_batch is a positive multiple of the number of workers",
-            options=nearest,
+            rule=f"global_batch >= {world}, the number of workers",
         )

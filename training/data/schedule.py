@@ -115,10 +115,11 @@ class Schedule:
         if key not in self._recent:
             while len(self._recent) > 2 * len(self._counts):
                 self._recent.pop(next(iter(self._recent)))
-            rows = np.arange(rank, together * self.global_batch, world, dtype=np.int64)
+            starts = np.arange(together, dtype=np.int64) * self.global_batch
+            rows = (starts[:, None] + np.arange(rank, self.global_batch, world, dtype=np.int64)).ravel()
             self._recent[key] = self._rows(bucket, first * together * self.global_batch, rows)
         ids, epochs = self._recent[key]
-        share = self.global_batch // world
+        share = share_of(self.global_batch, rank, world)
         part = slice(within * share, (within + 1) * share)
         return GlobalBatch(
             number, number * self.global_batch, ids[part], epochs[part], bucket, self.members.buckets[bucket]
@@ -167,6 +168,11 @@ class Schedule:
     def _phases(self, epoch: int) -> np.ndarray:
         drawn = noise.generator(self.seed, epoch, "buckets")
         return drawn.integers(0, 1 << _PHASE_BITS, size=len(self._counts), dtype=np.int64)
+
+
+def share_of(global_batch: int, rank: int, world: int) -> int:
+    """Rows of a rank in each global batch; the first ranks have one more where the batch cannot be shared equally."""
+    return len(range(rank, global_batch, world))
 
 
 def _interleaved(slot: int, counts: np.ndarray, phases: np.ndarray) -> tuple[int, int]:

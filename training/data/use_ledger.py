@@ -25,7 +25,7 @@ from training.errors import DataError, StorageError
 FOLDER = "use"
 STEPS = "steps.bin"
 RECIPE = "recipe.json"
-STEP, MISSING, RESUMED = 1, 2, 3
+STEP, MISSING, RESUMED, LEFT_OUT = 1, 2, 3, 4
 DTYPE = np.dtype(
     [
         ("kind", "<u4"),
@@ -42,8 +42,10 @@ DTYPE = np.dtype(
 
 ``STEP``: optimizer step ``step`` (from 1) consumed ``rows`` rows of the global batch at ``position``, and ``missing``
 could not be read. ``MISSING``: one of those, of the step that follows; ``digest`` is the sample's id and its epoch.
-``RESUMED``: the run went on after ``step``; ``digest`` begins with the last step known before. ``running`` is the
-running digest after the record, ``check`` the CRC-32 of what is before it.
+``LEFT_OUT``: after the step that follows, the updates of steps ``digest[0]`` to ``digest[1]`` were undone: their rows
+were consumed and are not in the weights; ``RUN/left_out.jsonl`` says why. ``RESUMED``: the run went on after ``step``;
+``digest`` begins with the last step known before. ``running`` is the running digest after the record, ``check`` the
+CRC-32 of what is before it.
 """
 
 _MAGIC = b"darkroom use 1\n\0"
@@ -126,7 +128,7 @@ class UseLedger:
         """Cut a tail that a crash left half-written, and void what came after the checkpoint."""
         records = read(self._path)
         whole = len(records)
-        while whole and not (is_sound(records[whole - 1]) and records[whole - 1]["kind"] != MISSING):
+        while whole and not (is_sound(records[whole - 1]) and records[whole - 1]["kind"] in (STEP, RESUMED)):
             whole -= 1
         self._file.truncate(_HEADER_SIZE + whole * DTYPE.itemsize)
         self._file.seek(0, os.SEEK_END)
@@ -145,7 +147,14 @@ class UseLedger:
             f" find no account of earlier steps in {self._path}."
         )
 
-    def commit(self, step: int, position: int, use: Use, missing: list[tuple[int, int]]) -> None:
+    def commit(
+        self,
+        step: int,
+        position: int,
+        use: Use,
+        missing: list[tuple[int, int]],
+        left_out: tuple[int, int] | None = None,
+    ) -> None:
         """Append a step.
 
         Args:
@@ -153,13 +162,15 @@ class UseLedger:
             position: place in the stream of the first row of the global batch.
             use: what the rows of all ranks come to.
             missing: sample id and epoch of each row that could not be read.
+            left_out: the first and the last step whose updates were undone after this one.
 
         Raises:
             StorageError: it cannot be written.
         """
         before = bytes.fromhex(self.state.digest)
         record = _record(STEP, use.rows, use.missing, step, position, use.digest)
-        named = [_record(MISSING, 0, 0, step, position, row) for row in missing]
+        named = [] if left_out is None else [_record(LEFT_OUT, 0, 0, step, position, left_out)]
+        named += [_record(MISSING, 0, 0, step, position, row) for row in missing]
         running = after(before, record)
         self._write(b"".join([*(_sealed(each, before) for each in named), _sealed(record, running)]))
         self.state = UseState(step, running.hex(), self.state.rows + use.rows, self.state.missing + use.missing)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data.use_ledger import DTYPE, MISSING, RESUMED, STEP, after, read
+from training.data.use_ledger import DTYPE, LEFT_OUT, MISSING, RESUMED, STEP, after, read
 
 _BLOCK = 1 << 16
 """Records looked at together."""
@@ -49,10 +49,10 @@ class UseRecords:
     def __init__(self, path: Path, at_least: int = 0) -> None:
         self._records = read(path)
         self.flaws: list[Flaw] = []
-        sound = np.concatenate([_sound(part) for part in _parts(self._records)] or [np.zeros(0, bool)])
+        self._sound = sound = np.concatenate([_sound(part) for part in _parts(self._records)] or [np.zeros(0, bool)])
         kinds = self._records["kind"]
         for place in np.flatnonzero(~sound).tolist():
-            number = int(self._records[place]["step"]) if kinds[place] in (STEP, MISSING) else 0
+            number = int(self._records[place]["step"]) if kinds[place] in (STEP, MISSING, LEFT_OUT) else 0
             self.flaws.append(Flaw("damaged", number, number))
         self._void, places = _effective(self._records, np.flatnonzero(sound & np.isin(kinds, (STEP, RESUMED))))
         numbers = self._records["step"][places].astype(np.int64)
@@ -82,6 +82,19 @@ class UseRecords:
         named = before[(before["kind"] == MISSING) & (before["step"] == step)]
         missing: np.ndarray = named["digest"].astype(np.int64)
         return missing
+
+    def left_out(self) -> list[tuple[int, int]]:
+        """The first and the last of steps whose updates were undone, in order."""
+        places = np.flatnonzero(self._sound & (self._records["kind"] == LEFT_OUT))
+        counts = np.append(self._place_of, -1)
+        found = []
+        for place in places.tolist():
+            step = int(self._records[place]["step"])
+            here = counts[step - 1] if step <= self.steps else -1
+            # of a step that was done again later, the last record counts
+            if 0 <= here - place <= 1 + int(self._records[here]["missing"]):
+                found.append(tuple(self._records[place]["digest"].tolist()))
+        return found
 
     def running(self, step: int) -> str | None:
         """The running digest after a step, None where there is no record of it."""

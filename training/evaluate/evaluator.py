@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from training import models
+from training.canvas import Canvas
 from training.conditioning import Conditioning
 from training.errors import DataError, TrainingError
 from training.evaluate.config import EvaluationConfig
 from training.evaluate.contact_sheet import contact_sheet
 from training.evaluate.held_out import HeldOut, measure
 from training.evaluate.samples import sample_captions, to_pictures
-from training.models import apply_unet
+from training.models.trained import load_trained, trained_names
 from training.objectives import ObjectiveConfig
 from training.parallel import over_ranks
 
@@ -30,7 +32,7 @@ class Evaluator:
         objective: its loss and its denoiser.
         config: what is measured and shown.
         seed: keys the contact sheet's noises; the held-out loss has a key of its own.
-        resolution: side of the pictures in pixels.
+        canvas: where the network draws.
         held_out: what the loss is measured on; None where there is nothing.
         prompts: the contact sheet's captions.
         prompt_states: their states, a row each.
@@ -46,7 +48,7 @@ class Evaluator:
         config: EvaluationConfig,
         *,
         seed: int,
-        resolution: int,
+        canvas: Canvas,
         held_out: HeldOut | None,
         prompts: Sequence[str],
         prompt_states: Conditioning,
@@ -54,21 +56,22 @@ class Evaluator:
         device: torch.device | str,
         precision: str,
     ) -> None:
+        self.trained = trained_names(network)
         self.network = network.to(device).eval().requires_grad_(False)
         self.objective, self.config, self.seed = objective, config, seed
-        self.resolution, self.held_out = resolution, held_out
+        self.canvas, self.held_out = canvas.on(device), held_out
         self.prompts, self.prompt_states = list(prompts), prompt_states.to(device)
         self.unconditional = unconditional.to(device)
         self.device = torch.device(device)
         self.precision = precision
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take whole weights by the network's own names."""
-        self.network.load_state_dict(dict(weights))
+        """Take whole weights by the network's own names: those that are trained."""
+        load_trained(self.network, weights, self.trained)
 
     def _predict(self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return apply_unet(self.network, x, t, conditioning).float()
+            return models.apply(self.network, x, t, conditioning).float()
 
     @torch.no_grad()
     def held_out_loss(self) -> float | None:
@@ -107,7 +110,7 @@ class Evaluator:
             self.objective,
             held_out,
             rows,
-            resolution=self.resolution,
+            resolution=self.canvas.resolution,
             repeats=self.config.held_out_repeats,
             batch=self.config.batch,
             device=self.device,
@@ -125,10 +128,9 @@ class Evaluator:
                 self.unconditional,
                 rows=rows,
                 seed=self.seed,
-                resolution=self.resolution,
-                steps=self.config.sample_steps,
+                canvas=self.canvas,
+                grid=self.objective.grid(self.config.sample_steps),
                 guidance_scale=self.config.guidance_scale,
-                time_shift=self.objective.time_shift,
                 batch=self.config.batch,
             ).to(torch.int32)  # gloo sums no bytes
 

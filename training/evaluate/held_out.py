@@ -1,8 +1,9 @@
 """The held-out loss: a measure of its own, on pictures that training never saw.
 
-It is the velocity's mean squared error at times even over (0, 1), and not the training loss: its times and noises
-come from a key of the evaluation, whatever the recipe's objective, its seed or its schedule of times say. Runs that
-differ in any of these are measured alike and compare.
+It is the mean squared error of rectified flow's velocity at times even over (0, 1), and not the training loss: its
+times and noises come from a key of the evaluation, whatever the recipe's seed or its schedule of times say, and a
+network that predicts something else is asked at the same ratios of noise to image (``Objective.velocity_loss``). Runs
+that differ in any of these are measured alike and compare.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from training import noise
 from training.conditioning import Conditioning
 from training.data.dataset import Split
+from training.evaluate.held_out_latents import HeldOutLatents
 from training.evaluate.pictures import read_pictures
 from training.objectives import Draws, Network, ObjectiveConfig
 
@@ -30,11 +32,20 @@ class HeldOut:
         split: where they are read from.
         sample_ids: which, by their index in the split.
         states: their captions' states, a row each.
+        latents: what the network sees of them; None where it sees their pixels.
     """
 
     split: Split
     sample_ids: Sequence[int]
     states: Conditioning
+    latents: HeldOutLatents | None = None
+
+    def clean(self, sample_ids: Sequence[int], resolution: int) -> tuple[torch.Tensor, list[int]]:
+        """``[N,C,H,W]`` what the network is to predict for these, and the places of those that can be read."""
+        if self.latents is not None:
+            return self.latents.read(sample_ids)
+        pixels, places = read_pictures(self.split, sample_ids, resolution)
+        return pixels.float().div_(127.5).sub_(1.0), places
 
 
 def draw(sample_ids: Sequence[int], repeat: int, repeats: int, shape: tuple[int, ...]) -> Draws:
@@ -83,7 +94,7 @@ def row_losses(
     total = torch.zeros(len(clean), device=clean.device)
     for repeat in range(repeats):
         draws = draw(sample_ids, repeat, repeats, tuple(clean.shape[1:])).to(clean.device)
-        total += objective.loss(network, clean, conditioning, draws)
+        total += objective.velocity_loss(network, clean, conditioning, draws)
     return total / repeats
 
 
@@ -116,11 +127,11 @@ def measure(
     result = torch.zeros(len(rows), 2, device=device)
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        pixels, places = read_pictures(held_out.split, [held_out.sample_ids[row] for row in part], resolution)
+        clean, places = held_out.clean([held_out.sample_ids[row] for row in part], resolution)
         if not places:
             continue
         found = [part[place] for place in places]
-        clean = pixels.to(device).float().div_(127.5).sub_(1.0)
+        clean = clean.to(device)
         told = held_out.states.rows(torch.tensor(found)).to(device)
         ids = [held_out.sample_ids[row] for row in found]
         losses = row_losses(network, objective, clean, told, ids, repeats=repeats)

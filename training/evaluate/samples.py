@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from training import noise
+from training.canvas import Canvas
 from training.conditioning import Conditioning
 from training.objectives import Denoiser
-from training.samplers import Guided, sample, times
+from training.samplers import Guided, sample
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,10 +25,9 @@ def sample_captions(
     *,
     rows: Sequence[int],
     seed: int,
-    resolution: int,
-    steps: int,
+    canvas: Canvas,
+    grid: torch.Tensor,
     guidance_scale: float,
-    time_shift: float = 1.0,
     batch: int = 64,
 ) -> torch.Tensor:
     """One picture per caption.
@@ -38,10 +38,9 @@ def sample_captions(
         unconditional: the one row of the empty caption.
         rows: number of each picture; its noise depends on ``(seed, number)`` alone.
         seed: keys the noise.
-        resolution: side in pixels.
-        steps: denoising steps.
+        canvas: where the network draws.
+        grid: ``[steps + 1]`` times, such as the objective gives.
         guidance_scale: classifier-free guidance; 1 is none.
-        time_shift: the objective's shift of time.
         batch: pictures made at a time.
 
     Returns:
@@ -52,13 +51,11 @@ def sample_captions(
         part = slice(start, start + batch)
         told = conditioning.rows(part)
         count, device = len(told), told.tokens.device
-        noises = [noise.normal(seed, row, "sample", shape=(3, resolution, resolution)) for row in rows[part]]
-        negative = Conditioning(
-            unconditional.tokens.expand(count, -1, -1).to(device), unconditional.mask.expand(count, -1).to(device)
-        )
+        noises = [noise.normal(seed, row, "sample", shape=canvas.shape) for row in rows[part]]
+        negative = unconditional.expand(count).to(device)
         guided = Guided(denoiser, negative, torch.full((count,), guidance_scale, device=device))
         used = guided if guidance_scale != 1 else denoiser
-        x = sample(used, torch.stack(noises).to(device), told, times(steps, time_shift))
+        x = canvas.pictures(sample(used, torch.stack(noises).to(device), told, grid))
         pictures.append(((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
     return torch.cat(pictures)
 

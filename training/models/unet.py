@@ -1,28 +1,35 @@
-"""The text-conditioned UNet: diffusers' ``UNet2DConditionModel`` behind the network contract."""
+"""The UNets: diffusers' ``UNet2DConditionModel`` for captions, ``UNet2DModel`` for classes or nothing."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from training.models.fresh import plain_attention_on_cpu
+from training.models.mup import WidthTransfer
+from training.models.sides import Size, require_multiples
+from training.models.sizes_told import sdxl_added
 
 if TYPE_CHECKING:
     import torch
+    from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    from training.conditioning import Conditioning
+    from training.conditioning import Conditioning, ConditioningShape
 
 
-class UNetConfig(BaseModel):
-    """A UNet (Rombach et al. 2022) in pixel space."""
+class UNetConfig(WidthTransfer):
+    """A UNet: with captions that of Rombach et al. 2022, without them that of Ho et al. 2020."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    WIDTHS: ClassVar[tuple[str, ...]] = ("widths",)
 
     family: Literal["unet"] = "unet"
     """Chooses this family."""
-    resolution: int = Field(default=32, ge=8, le=1024)
+    resolution: int = Field(default=32, ge=8, le=2048)
     """Side of the square images, in pixels."""
-    widths: tuple[int, ...] = (32, 64, 128)
+    widths: tuple[int, ...] = Field(default=(32, 64, 128), min_length=1)
     """Channels of each level, from fine to coarse; each level halves the side."""
     attention: tuple[bool, ...] = (False, False, True)
     """Which levels attend to themselves and to the caption."""
@@ -50,33 +57,67 @@ class UNetConfig(BaseModel):
                 )
         return self
 
-    def build(self, text_width: int) -> UNet2DConditionModel:
-        """The network with fresh weights, drawn from torch's global generator."""
-        import torch
-        from diffusers.models.attention_processor import AttnProcessor
+    def check(self, kind: str, sizes: Sequence[Size]) -> None:  # noqa: ARG002 - it takes every kind
+        """Refuse what the network cannot be told or shown.
+
+        Args:
+            kind: of the conditioning.
+            sizes: of what the network sees, the square of its own resolution first.
+
+        Raises:
+            ValueError: with the rule.
+        """
+        levels = len(self.widths)
+        require_multiples(sizes, 2 ** (levels - 1), f"for {levels} levels")
+
+    def build(self, told: ConditioningShape, channels: int = 3, factor: int = 1) -> UNet2DConditionModel | UNet2DModel:
+        """The network with fresh weights, drawn from torch's global generator.
+
+        Args:
+            told: what it is told about each picture.
+            channels: of a picture, or of a latent.
+            factor: pixels of a picture's side for one value of what the network sees.
+        """
+        arguments: dict[str, Any] = {
+            "sample_size": self.resolution // factor,
+            "in_channels": channels,
+            "out_channels": channels,
+            "block_out_channels": self.widths,
+            "layers_per_block": self.layers_per_block,
+            "norm_num_groups": self.norm_groups,
+        }
+        network = self._captioned(arguments, told) if told.kind == "text" else self._labelled(arguments, told)
+        plain_attention_on_cpu(network)
+        return network
+
+    def _captioned(self, arguments: dict[str, Any], told: ConditioningShape) -> UNet2DConditionModel:
         from diffusers.models.unets.unet_2d_condition import (
             UNet2DConditionModel,
         )  # seconds to import, and a recipe is read without it
 
         kinds = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in self.attention]
-        arguments: dict[str, Any] = {
-            "sample_size": self.resolution,
-            "in_channels": 3,
-            "out_channels": 3,
-            "block_out_channels": self.widths,
-            "layers_per_block": self.layers_per_block,
-            "down_block_types": tuple(kinds),
-            "up_block_types": tuple(kind.replace("Down", "Up") for kind in reversed(kinds)),
-            "cross_attention_dim": text_width,
+        unet: UNet2DConditionModel = UNet2DConditionModel(
+            **arguments,
+            down_block_types=tuple(kinds),
+            up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(kinds)),
+            cross_attention_dim=told.width,
             # diffusers keeps the count of heads under this name (its issue 2011)
-            "attention_head_dim": tuple(max(1, width // self.head_width) for width in self.widths),
-            "norm_num_groups": self.norm_groups,
-        }
-        unet: UNet2DConditionModel = UNet2DConditionModel(**arguments)
-        if not torch.cuda.is_available():
-            # On a CPU the fused attention kernel's backward is slower than the plain products: 0.69 s against
-            # 0.51 s for a step of 64 at 32 px on two cores.
-            unet.set_attn_processor(AttnProcessor())
+            attention_head_dim=tuple(max(1, width // self.head_width) for width in self.widths),
+        )
+        return unet
+
+    def _labelled(self, arguments: dict[str, Any], told: ConditioningShape) -> UNet2DModel:
+        from diffusers.models.unets.unet_2d import UNet2DModel
+
+        kinds = ["AttnDownBlock2D" if attends else "DownBlock2D" for attends in self.attention]
+        unet: UNet2DModel = UNet2DModel(
+            **arguments,
+            down_block_types=tuple(kinds),
+            up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(kinds)),
+            attention_head_dim=self.head_width,  # here it is what it says
+            add_attention=self.attention[-1],
+            num_class_embeds=told.classes + 1 if told.kind == "class" else None,
+        )
         return unet
 
 
@@ -95,6 +136,19 @@ def apply_unet(
         t * 1000.0,
         encoder_hidden_states=conditioning.tokens,
         encoder_attention_mask=conditioning.mask,
+        added_cond_kwargs=sdxl_added(unet, x, conditioning),
     )
+    result: torch.Tensor = output.sample
+    return result
+
+
+def apply_labelled_unet(
+    unet: UNet2DModel, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
+) -> torch.Tensor:
+    """The network contract over the UNet that knows classes, or nothing."""
+    import torch
+
+    labels = None if unet.config["num_class_embeds"] is None else conditioning.labels()
+    output = unet(x.contiguous(memory_format=torch.channels_last), t * 1000.0, class_labels=labels)
     result: torch.Tensor = output.sample
     return result

@@ -13,7 +13,7 @@ from cluster.commands.data.printing import print_json, progress_bar
 from cluster.console import session
 
 if TYPE_CHECKING:
-    from training.data.audit_report import AuditReport, EpochUse
+    from training.data.audit_report import AuditReport, EpochUse, UndoneSteps
 
 EXAMPLES = """Examples:
 
@@ -88,6 +88,10 @@ def _facts(report: AuditReport, epoch: EpochUse) -> tuple[str, str, str, str]:
     return str(epoch.due), str(epoch.used), str(epoch.skipped), _verdict(epoch, report.samples)
 
 
+def _steps(undone: UndoneSteps) -> str:
+    return f"step {undone.last}" if undone.first == undone.last else f"steps {undone.first} to {undone.last}"
+
+
 def _print(report: AuditReport) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -101,8 +105,13 @@ def _print(report: AuditReport) -> None:
     )
     typer.echo(
         f"steps {report.steps}, samples consumed {report.consumed}, lost {report.lost}, "
-        f"duplicated {report.duplicated}, skipped {len(report.skipped)}, steps done again {report.redone}"
+        f"duplicated {report.duplicated}, skipped {len(report.skipped)}, steps done again {report.redone}, "
+        f"steps undone {report.undone_steps}"
     )
+    for undone in report.undone[:_SHOWN]:
+        typer.echo(printable(f"undone: {_steps(undone)}, not in the weights: {undone.reason or 'no reason is noted'}"))
+    if len(report.undone) > _SHOWN:
+        typer.echo(f"and {len(report.undone) - _SHOWN} times more; --json has them all")
     for sample in list(report.skipped.values())[:_SHOWN]:
         epochs = ", ".join(map(str, sample.epochs[:_SHOWN]))
         typer.echo(printable(f"skipped: {sample.name} ({sample.source}) in epochs {epochs}: {sample.reason}"))

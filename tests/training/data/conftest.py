@@ -217,24 +217,3 @@ def text_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     BertModel(config).save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def autoencoder_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny autoencoder with random weights, in diffusers' layout: two pixels of a side become one."""
-    import torch
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    torch.manual_seed(0)
-    model = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        latent_channels=4,
-        norm_num_groups=4,
-        scaling_factor=0.7,
-        shift_factor=0.1,
-    )
-    folder = tmp_path_factory.mktemp("autoencoder") / "vae"
-    model.save_pretrained(folder, safe_serialization=True)
-    return folder

@@ -1,8 +1,9 @@
 """The audit against ledgers of simulated runs: undisturbed, interrupted in every way, and tampered with."""
 
 import functools
+import types
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from training.data.audit_plan import Plan
 from training.data.audit_report import AuditReport
 from training.data.buckets import Bucket, Members
 from training.data.schedule import Schedule
+from training.data.storage import Folder
 from training.data.use_digest import RowHash, Use
 from training.data.use_ledger import DTYPE, MISSING, STEP, STEPS, UseLedger, UseState, after
 from training.data.use_records import UseRecords
@@ -41,7 +43,13 @@ class Simulated:
         self.folder, self.schedule, self.unreadable = folder, schedule_of(counts), unreadable
         self.saved = UseState()
 
-    def train(self, last: int, world: int = 1, batch_of: Callable[[int], int] = lambda step: step - 1) -> UseState:
+    def train(
+        self,
+        last: int,
+        world: int = 1,
+        batch_of: Callable[[int], int] = lambda step: step - 1,
+        undone: Mapping[int, tuple[int, int]] = types.MappingProxyType({}),
+    ) -> UseState:
         """From the last checkpoint to a step; what is not saved afterwards is lost."""
         ledger, _ = UseLedger.open(self.folder, HASH, self.saved)
         for step in range(self.saved.step + 1, last + 1):
@@ -54,7 +62,7 @@ class Simulated:
                 rows = zip(ids.tolist(), epochs, valid, strict=True)
                 missing += [(sample, epoch) for sample, epoch, good in rows if not good]
             use = Use.of_parts([sum(each) for each in zip(*(share.parts() for share in shares), strict=True)])
-            ledger.commit(step, (step - 1) * BATCH, use, missing)
+            ledger.commit(step, (step - 1) * BATCH, use, missing, undone.get(step))
         ledger.close()
         return ledger.state
 
@@ -169,6 +177,17 @@ def test_the_name_of_a_sample_that_was_left_out_can_be_damaged_too(tmp_path: Pat
     ]
     assert "did not consume sample 5" in report.findings[-1].message
     assert 70_005 not in report.skipped
+
+
+def test_steps_that_were_undone_are_told_once_however_often_they_were_done(tmp_path: Path) -> None:
+    simulated = Simulated(tmp_path, unreadable=frozenset({5}))
+    simulated.save(simulated.train(4, undone={3: (3, 3)}))
+    simulated.train(8, undone={6: (6, 6), 8: (5, 8)})
+    simulated.train(9, undone={8: (5, 8)})
+    report = simulated.audit()
+    assert totals(report) == (0, 0, [])
+    assert [(each.first, each.last) for each in report.undone] == [(3, 3), (5, 8)]
+    assert report.undone_steps == 5
 
 
 @pytest.mark.parametrize("sealed", [False, True])
@@ -343,7 +362,7 @@ def test_a_checkpoint_that_goes_while_it_is_looked_at_is_passed_over_and_a_damag
     whole.write_text('{"step": 6, "about": {"use": {"digest": "ab"}}}')
     for content in ("", '{"step": 9}', "[]", "\udcff"):
         damaged.write_bytes(content.encode("utf-8", "surrogateescape"))
-        digests, findings = saved_digests(tmp_path)
+        digests, findings = saved_digests(Folder.at(tmp_path / "checkpoints"))
         assert digests == {6: "ab"}
         assert [(finding.kind, finding.step) for finding in findings] == [("checkpoint", 9)]
         assert str(damaged) in findings[0].message

@@ -57,7 +57,7 @@ def test_the_stream_follows_the_schedule_across_epochs(split: Split) -> None:
     assert any(len(set(batch.epochs)) == 2 for batch in batches), "no short batch at the end of an epoch: it is shared"
 
 
-@given(st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 16))
+@given(st.integers(1, 12), st.integers(0, 16))
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_union_over_ranks_is_the_whole(split: Split, world: int, number: int) -> None:
     position = 12 * number
@@ -66,7 +66,7 @@ def test_the_union_over_ranks_is_the_whole(split: Split, world: int, number: int
     for step, batch in enumerate(whole):
         for rank in range(world):
             share = shares[rank][step]
-            assert len(share) == 12 // world
+            assert len(share) in (12 // world, -(-12 // world))
             assert share.position == batch.position
             assert share.sample_ids == batch.sample_ids[rank::world]
             assert share.epochs == batch.epochs[rank::world]
@@ -80,7 +80,7 @@ def test_two_passes_are_equal(split: Split) -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 3)), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(1, 12), st.integers(0, 3)), min_size=1, max_size=4),
     st.booleans(),
     st.booleans(),
 )
@@ -197,8 +197,8 @@ def test_closing_stops_the_threads(split: Split) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"global_batch": 10, "world": 4}, "options: 8, 12"),
-        ({"global_batch": 0}, "positive multiple of the number of workers"),
+        ({"global_batch": 3, "world": 4}, "global_batch >= 4, the number of workers"),
+        ({"global_batch": 0}, "global_batch >= 1"),
         ({"rank": 2, "world": 2}, "0 <= rank < world"),
     ],
 )

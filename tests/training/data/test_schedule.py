@@ -69,13 +69,14 @@ def test_a_batch_depends_on_its_number_alone(counts: list[int], rows: int, numbe
     assert len(one.ids) == rows
 
 
-@given(counts_of, st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 5000))
+@given(counts_of, st.integers(1, 12), st.integers(0, 5000))
 @settings(max_examples=40, deadline=None)
-def test_ranks_share_a_batch_equally_and_completely(counts: list[int], world: int, number: int) -> None:
+def test_ranks_share_a_batch_completely_and_almost_equally(counts: list[int], world: int, number: int) -> None:
     made = schedule(counts, 12)
     whole = made.batch(number)
     for rank in range(world):
         share = made.batch(number, rank, world)
+        assert len(share.ids) in (12 // world, -(-12 // world))
         assert share.ids.tolist() == whole.ids[rank::world].tolist()
         assert share.epochs.tolist() == whole.epochs[rank::world].tolist()
         assert (share.bucket, share.position) == (whole.bucket, whole.position)

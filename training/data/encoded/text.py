@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.conditioning import Conditioning, TextEncoder, encoder_directory
-from training.conditioning_config import TextConfig
+from training.conditioning import CaptionEncoder, Conditioning, caption_encoder, captions_shape, encoder_key
+from training.conditioning_config import CaptionsConfig
 from training.data.dataset import Dataset, Split
 from training.data.encoded.cache import Cache
 from training.data.encoded.image_shards import ImageShards
@@ -19,7 +19,6 @@ from training.data.encoded.place import place_of
 from training.data.encoded.tick import Tick
 from training.data.encoded.values import STORED, as_bytes, as_tensor
 from training.data.manifest import SplitName
-from training.directory_hash import directory_hash
 from training.errors import DataError
 
 _FORMAT = 1
@@ -30,7 +29,8 @@ _ROWS = 64
 a caption's states are the same bits whoever shares its shard."""
 
 _SPANS = "spans"
-"""``[samples, 2]``: the first value row of a sample's tokens, and how many they are."""
+"""``[samples, 2]``: the first value row of a sample's tokens, and how many they are. The pooled state follows, in as
+many rows as it needs, where the encoder has one."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TextJob:
         config: the encoder, and how its states are kept.
     """
 
-    config: TextConfig
+    config: CaptionsConfig
 
     @property
     def kind(self) -> str:
@@ -56,8 +56,7 @@ class TextJob:
         """
         return {
             "format": _FORMAT,
-            "encoder": directory_hash(encoder_directory(self.config.encoder)),
-            "max_tokens": self.config.max_tokens,
+            **encoder_key(self.config),
             "dtype": self.config.dtype,
         }
 
@@ -91,13 +90,16 @@ class TextJob:
         spans = np.zeros((len(captions), 2), dtype=np.int64)
         places: dict[str, tuple[int, int]] = {}
         encoder, stored = _encoder(self.config), STORED[self.config.dtype]
-        with cache.writing(number, tables={_SPANS: spans}, dtype=stored, row_shape=(encoder.width,)) as writer:
+        width = encoder.shape.width
+        with cache.writing(number, tables={_SPANS: spans}, dtype=stored, row_shape=(width,)) as writer:
             for start in range(0, len(different), _ROWS):
                 part = different[start : start + _ROWS]
                 states = encoder.encode([*part, *[""] * (_ROWS - len(part))], batch=_ROWS)
                 for row, caption in enumerate(part):
                     real = states.tokens[row][states.mask[row]]
                     places[caption] = (writer.append(as_bytes(real, stored)), len(real))
+                    if states.pooled is not None:
+                        writer.append(as_bytes(_in_rows(states.pooled[row], width), stored))
                 done = start + len(
                     part
                 )  # of the different captions; the samples' share is told, whole numbers that add up
@@ -119,8 +121,8 @@ def _captions(split: Split, samples: range) -> tuple[list[str], int]:
 
 
 @lru_cache(maxsize=1)
-def _encoder(config: TextConfig) -> TextEncoder:
-    return TextEncoder.from_config(config)
+def _encoder(config: CaptionsConfig) -> CaptionEncoder:
+    return caption_encoder(config)
 
 
 def release_encoder() -> None:
@@ -138,15 +140,16 @@ class TextCache:
 
     def __init__(self, cache: Cache, max_tokens: int) -> None:
         self.cache, self.max_tokens = cache, max_tokens
+        self._pooled = int(cache.about.get("pooled", 0))
 
     @classmethod
-    def open(cls, dataset: Dataset, split: SplitName, config: TextConfig) -> TextCache:
+    def open(cls, dataset: Dataset, split: SplitName, config: CaptionsConfig) -> TextCache:
         """The states of a split under a recipe's encoder; reads none of them, and does not load the encoder.
 
         Raises:
             ConfigError: the encoder is not there.
         """
-        return cls(TextJob(config).cache(dataset, split), config.max_tokens)
+        return cls(TextJob(config).cache(dataset, split), captions_shape(config).tokens)
 
     def rows(self, sample_ids: Sequence[int]) -> Conditioning:
         """The states of these samples' captions, a row each.
@@ -157,7 +160,8 @@ class TextCache:
         Raises:
             StorageError: a shard was not encoded, its file is damaged, or storage answers with errors.
         """
-        found = [self._row(sample_id) for sample_id in sample_ids]
+        read = [self._row(sample_id) for sample_id in sample_ids]
+        found = [tokens for tokens, _ in read]
         width = found[0].shape[1] if found else 0
         # numpy's zeros cost nothing where nothing is written
         tokens = torch.from_numpy(np.zeros((len(found), self.max_tokens, width), dtype=np.float32))
@@ -165,12 +169,22 @@ class TextCache:
         for row, states in enumerate(found):
             tokens[row, : len(states)] = states
             mask[row, : len(states)] = True
-        return Conditioning(tokens, mask)
+        pooled = [state for _, state in read if state is not None]
+        return Conditioning(tokens, mask, torch.stack(pooled) if pooled else None)
 
-    def _row(self, sample_id: int) -> torch.Tensor:
+    def _row(self, sample_id: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         number, row = self.cache.shards.locate(sample_id)
         file = self.cache.file(number)
         first, count = file.tables[_SPANS][row].tolist()
         if not 0 <= count <= self.max_tokens:
             raise self.cache.damaged(number, f"0 to {self.max_tokens} tokens per caption, not {count}")
-        return as_tensor(self.cache.values(number, first, count), file.stored).reshape(count, *file.row_shape)
+        (width,) = file.row_shape
+        data = self.cache.values(number, first, count + -(-self._pooled // width))
+        values = as_tensor(data, file.stored)
+        pooled = values[count * width :][: self._pooled] if self._pooled else None
+        return values[: count * width].reshape(count, width), pooled
+
+
+def _in_rows(state: torch.Tensor, width: int) -> torch.Tensor:
+    """A vector in whole rows, filled up with zeros."""
+    return torch.nn.functional.pad(state, (0, -len(state) % width)).reshape(-1, width)
