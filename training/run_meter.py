@@ -14,6 +14,7 @@ import torch
 
 from training import cost, energy, flops, forecast, ranks
 from training.config import TrainConfig
+from training.device import CUDA_BYTES
 from training.spec import Emit, WorkerSpec
 from training.stopwatch import Stopwatch
 
@@ -184,7 +185,7 @@ def compared(
 
 def _peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_reserved(device)) + flops.GIB
+        return int(torch.cuda.max_memory_reserved(device)) + CUDA_BYTES
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

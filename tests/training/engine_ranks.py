@@ -27,6 +27,7 @@ from training.noise import normal
 from training.optim import AdamWConfig, CosineSchedule
 from training.parallel import Engine, connect, over_ranks
 from training.ranks import on_every_rank, on_rank_zero, total
+from training.self_tests.ground import WIDTH, Probe
 from training.stopwatch import Stopwatch
 
 GLOBAL_BATCH = 8
@@ -36,8 +37,6 @@ GROUPS = ("weights", "ema", "optimizer.exp_avg", "optimizer.exp_avg_sq")
 OPTIMIZER = AdamWConfig(learning_rate=5e-3, weight_decay=0.2)
 EMA = EmaConfig(decay=0.9)
 CLIP = 1.0
-WIDTH = 320
-"""Its square is above the 1e5 elements below which ZeRO 3 keeps a weight whole on every rank."""
 
 CLOCK = Stopwatch()
 
@@ -60,23 +59,6 @@ class WholeState:
         return self.groups[group][name].flatten()[start:stop].clone()
 
 
-class TinyLoss(torch.nn.Module):
-    """A fixed network under a loss. Seven outputs: a weight that two ranks cannot share evenly."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers = [torch.nn.Linear(8, WIDTH), torch.nn.SiLU(), torch.nn.Linear(WIDTH, WIDTH), torch.nn.LayerNorm(WIDTH)]
-        self.layers = torch.nn.Sequential(*layers, torch.nn.SiLU(), torch.nn.Linear(WIDTH, 7))
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                scale = 0.05 if parameter.ndim == 1 else parameter.shape[1] ** -0.5
-                parameter.copy_(normal(0, name, shape=tuple(parameter.shape)) * scale)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The mean loss of rows ``[B,8]``."""
-        return (self.layers(x) - 3 * x.flip(1)[:, :7]).square().mean()
-
-
 def batch(step: int) -> torch.Tensor:
     """The global batch of a step, ``[8,8]``."""
     return normal(0, "batch", step, shape=(GLOBAL_BATCH, 8))
@@ -95,7 +77,7 @@ def case(world: int, stage: int, micro_batch: int | None, precision: str = "fp32
 def fresh(stage: int, micro_batch: int | None, precision: Any = "fp32") -> Engine:
     """An engine over fresh weights."""
     config = EngineConfig(zero_stage=stage, precision=precision, micro_batch=micro_batch, gradient_clip=CLIP)  # type: ignore[arg-type]
-    return Engine(TinyLoss(), OPTIMIZER, config, GLOBAL_BATCH)
+    return Engine(Probe(), OPTIMIZER, config, GLOBAL_BATCH)
 
 
 def train(engine: Engine, first: int, last: int, after: Callable[[int], None] = lambda _: None) -> list[list[float]]:

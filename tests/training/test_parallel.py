@@ -76,7 +76,7 @@ def ranks() -> ModuleType:
 @pytest.fixture(scope="module")
 def reference(ranks: ModuleType) -> tuple[list[list[float]], Tensors, Tensors]:
     """Plain torch on the whole batch: losses with norms, the weights at the end and their average."""
-    module = ranks.TinyLoss()
+    module = ranks.Probe()
     optimizer = torch.optim.AdamW(
         module.parameters(), betas=(0.9, 0.99), eps=1e-8, weight_decay=ranks.OPTIMIZER.weight_decay, foreach=False
     )
@@ -168,7 +168,7 @@ def test_a_state_goes_on_at_any_other_stage_and_world_size(
 
 
 def test_the_state_is_whole_and_named(kept: Kept, ranks: ModuleType) -> None:
-    shapes = {name: parameter.shape for name, parameter in ranks.TinyLoss().named_parameters()}
+    shapes = {name: parameter.shape for name, parameter in ranks.Probe().named_parameters()}
     for world, stage, micro in EVERYWHERE:
         name = case(world, stage, micro)
         assert kept.told(name, "middle_scalars") == [{"optimizer.0.step": MIDDLE}]

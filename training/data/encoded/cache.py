@@ -26,10 +26,12 @@ from typing import Any
 import numpy as np
 
 from training.data.captions import canonical
+from training.data.dataset import Dataset
 from training.data.encoded.image_shards import ImageShards
-from training.data.encoded.place import Place
+from training.data.encoded.place import Place, place_of
 from training.data.encoded.shard_file import ReadRange, ShardFile, ShardFileWriter, data_sha256, read_shard_file
 from training.data.local_store import written
+from training.data.manifest import SplitName
 from training.data.storage import Folder
 from training.errors import StorageError
 
@@ -114,6 +116,11 @@ class Cache:
         self.place = place.child(f"{kind}-{self.key}")
         self.shards = shards
         self._known: OrderedDict[int, OpenShard] = OrderedDict()
+
+    @classmethod
+    def of(cls, dataset: Dataset, split: SplitName, kind: str, about: Mapping[str, Any]) -> Cache:
+        """That of a split of a data set."""
+        return cls(place_of(dataset), ImageShards(dataset.split(split), dataset.manifest.files), kind, about)
 
     def name(self, number: int) -> str:
         """The file of an image shard."""

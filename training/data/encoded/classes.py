@@ -14,8 +14,6 @@ from training.conditioning import ClassEncoder, Conditioning, encoder_key
 from training.conditioning_config import ClassConfig
 from training.data.dataset import Dataset, Split
 from training.data.encoded.cache import Cache
-from training.data.encoded.image_shards import ImageShards
-from training.data.encoded.place import place_of
 from training.data.encoded.tick import Tick
 from training.data.manifest import SplitName
 from training.errors import ConfigError, DataError
@@ -46,9 +44,8 @@ class ClassJob:
 
     def cache(self, dataset: Dataset, split: SplitName) -> Cache:
         """Where the classes of a split's samples are kept."""
-        shards = ImageShards(dataset.split(split), dataset.manifest.files)
         about: dict[str, Any] = {"format": _FORMAT, **encoder_key(self.config)}
-        return Cache(place_of(dataset), shards, self.kind, about)
+        return Cache.of(dataset, split, self.kind, about)
 
     def encode(self, cache: Cache, number: int, split: Split, tick: Tick) -> int:
         """Look up and keep the classes of one image shard's samples.

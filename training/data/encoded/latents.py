@@ -17,8 +17,6 @@ from training.data.augment import AugmentConfig
 from training.data.buckets import Bucket, BucketsConfig, Members, assign, buckets_of
 from training.data.dataset import Dataset, Split
 from training.data.encoded.cache import Cache
-from training.data.encoded.image_shards import ImageShards
-from training.data.encoded.place import place_of
 from training.data.encoded.tick import Tick
 from training.data.encoded.values import STORED, as_bytes
 from training.data.manifest import SplitName
@@ -113,8 +111,7 @@ class LatentsJob:
             "background": dataset.manifest.config.background,
             "scaled_decoding": self.scaled,
         }
-        shards = ImageShards(dataset.split(split), dataset.manifest.files)
-        return Cache(place_of(dataset), shards, self.kind, about)
+        return Cache.of(dataset, split, self.kind, about)
 
     def encode(self, cache: Cache, number: int, split: Split, tick: Tick) -> int:
         """Make and keep the latents of one image shard.

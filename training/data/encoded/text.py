@@ -14,8 +14,6 @@ from training.conditioning import CaptionEncoder, Conditioning, caption_encoder,
 from training.conditioning_config import CaptionsConfig
 from training.data.dataset import Dataset, Split
 from training.data.encoded.cache import Cache
-from training.data.encoded.image_shards import ImageShards
-from training.data.encoded.place import place_of
 from training.data.encoded.tick import Tick
 from training.data.encoded.values import STORED, as_bytes, as_tensor
 from training.data.manifest import SplitName
@@ -66,8 +64,7 @@ class TextJob:
         Raises:
             ConfigError: the encoder is not there.
         """
-        shards = ImageShards(dataset.split(split), dataset.manifest.files)
-        return Cache(place_of(dataset), shards, self.kind, self.about())
+        return Cache.of(dataset, split, self.kind, self.about())
 
     def encode(self, cache: Cache, number: int, split: Split, tick: Tick) -> int:
         """Make and keep the states of one image shard's captions.
