@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.text import Text
 
 from training.errors import DarkroomError
+from training.recipe_files import recipe_names
 
-RECIPE_HELP = "A packaged recipe (base, dit-tiny, dit-xl-2, finetune, smileys) or a YAML file."
-"""For the help of a command that takes a recipe; written out, as help does not read the recipes."""
+RECIPE_HELP = f"A packaged recipe ({', '.join(recipe_names())}) or a YAML file."
+"""For the help of a command that takes a recipe."""
 
 _LABELS = ("  value:", "  rule:", "  options:", "  mend:")
 

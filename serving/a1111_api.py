@@ -12,21 +12,31 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 
 from serving.a1111_making import make, to_request
-from serving.a1111_schemas import ALIASES, Images, ImageToImage, PngInfo, PngInfoRequest, Progress, TextToImage
+from serving.a1111_schemas import (
+    ALIASES,
+    Failure,
+    Images,
+    ImageToImage,
+    PngInfo,
+    PngInfoRequest,
+    Progress,
+    TextToImage,
+)
 from serving.a1111_session import Session
 from serving.config import LimitConfig
-from serving.engine import Engine
 from serving.envelope import ApiError
+from serving.images import PARAMETERS_KEY, read_words
 from serving.infotext import KEY, LABELS, from_infotext
 from serving.model import ModelCard
+from serving.studio import Studio
 from serving.uploads import beside_loop, checked_header, from_base64
 
 PREFIX = "/sdapi/v1"
-_ABSENT = ("/upscalers", "/latent-upscale-modes", "/loras", "/hypernetworks", "/prompt-styles", "/sd-vae")
+_ABSENT = ("/upscalers", "/latent-upscale-modes", "/hypernetworks", "/prompt-styles", "/sd-vae")
 """Lists that clients ask for and that are empty here."""
 
 
-def a1111_router(engine: Engine, card: ModelCard, limits: LimitConfig) -> APIRouter:
+def a1111_router(studio: Studio, card: ModelCard, limits: LimitConfig) -> APIRouter:
     """The routes of this dialect. Progress and interruption are of this replica's requests."""
     router = APIRouter(prefix=PREFIX, tags=["a1111"])
     session = Session()
@@ -34,13 +44,13 @@ def a1111_router(engine: Engine, card: ModelCard, limits: LimitConfig) -> APIRou
     @router.post("/txt2img")
     async def txt2img(body: TextToImage, request: Request) -> Images:
         """Make images from a prompt."""
-        return await make(engine, session, to_request(body, card, limits), body, card, request)
+        return await make(studio, session, to_request(body, card, limits), body, request)
 
     @router.post("/img2img")
     async def img2img(body: ImageToImage, request: Request) -> Images:
         """Make images from a picture and a prompt."""
         wanted = await beside_loop(to_request, body, card, limits)
-        return await make(engine, session, wanted, body, card, request)
+        return await make(studio, session, wanted, body, request)
 
     @router.get("/progress")
     async def progress(skip_current_image: bool = False) -> Progress:
@@ -85,6 +95,11 @@ def _facts(card: ModelCard) -> APIRouter:
     for absent in _ABSENT:
         router.add_api_route(absent, _nothing, methods=["GET"], operation_id=f"a1111{absent.replace('-', '_')}")
 
+    @router.get("/loras")
+    async def loras() -> list[dict[str, Any]]:
+        """The adapters beside the model."""
+        return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in card.adapters]
+
     @router.get("/scripts")
     async def scripts() -> dict[str, list[str]]:
         """No extensions."""
@@ -125,15 +140,19 @@ async def _nothing() -> list[Any]:
 
 def failure(error: ApiError) -> JSONResponse:
     """An error in this dialect's own shape."""
-    body = {"error": error.body.code or error.body.type, "detail": error.body.message, "errors": error.body.message}
-    return JSONResponse({**body, "body": error.body.param or ""}, status_code=error.status, headers=error.headers)
+    message = error.body.message
+    told = Failure(
+        error=error.body.code or error.body.type, detail=message, errors=message, body=error.body.param or ""
+    )
+    return JSONResponse(told.model_dump(), status_code=error.status, headers=error.headers)
 
 
 def _png_info(image: str) -> PngInfo:
     header = checked_header(from_base64(image, param="image"), param="image")
     items = {name: value for name, value in header.info.items() if isinstance(name, str) and isinstance(value, str)}
-    text = items.get(KEY, "")
-    return PngInfo(info=text, items=items, parameters=from_infotext(text) if text else {})
+    words = read_words(header)
+    items |= {name: text for name, text in ((KEY, words.infotext), (PARAMETERS_KEY, words.json)) if text}
+    return PngInfo(info=words.infotext, items=items, parameters=from_infotext(words.infotext) if words.infotext else {})
 
 
 async def _progress(session: Session, *, with_image: bool) -> Progress:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import secrets
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import Request
 from PIL import ImageOps
 
+from serving.a1111_lora import without_lora
 from serving.a1111_schemas import SAMPLERS, Images, ImageToImage, TextToImage
 from serving.a1111_session import Making, Session
 from serving.config import LimitConfig
 from serving.disconnect import disconnected
-from serving.engine import Engine
-from serving.images import encode_image, parameters_of
-from serving.infotext import LABELS, to_infotext
+from serving.infotext import LABELS
 from serving.model import ModelCard
 from serving.openai_request import out_of_range, require_at_most
 from serving.schemas import MAX_SEED, GenerationRequest, ImageReady, Preview, Progress, StartImage
+from serving.seeds import draw_seed
+from serving.sizes import Sizes
+from serving.studio import Picture, Studio
 from serving.uploads import from_base64, read_picture, start_image
 
 _PREVIEWS = 8
@@ -41,7 +42,7 @@ def to_request(body: TextToImage, card: ModelCard, limits: LimitConfig) -> Gener
         RequestError: a picture is refused.
     """
     images = body.batch_size * body.n_iter
-    seed = secrets.randbelow(2**32) if body.seed == -1 else body.seed
+    seed = draw_seed() if body.seed == -1 else body.seed
     steps = min(_STEPS, limits.max_steps) if body.steps is None else body.steps
     scale = min(_CFG_SCALE, limits.max_guidance_scale) if body.cfg_scale is None else body.cfg_scale
     require_at_most(
@@ -52,33 +53,42 @@ def to_request(body: TextToImage, card: ModelCard, limits: LimitConfig) -> Gener
         ("prompt", len(body.prompt), limits.max_prompt_characters),
         ("negative_prompt", len(body.negative_prompt), limits.max_prompt_characters),
     )
-    for param, side in (("width", body.width), ("height", body.height)):
-        if side not in {None, card.resolution}:
-            raise out_of_range(param, side, f"{card.resolution}, the size that the model was trained at")
     for param, accepted in _REFUSED.items():
         if getattr(body, param) not in {accepted, ""}:
             raise out_of_range(param, getattr(body, param), f"{accepted}: this server has nothing of the kind")
     label = body.sampler_name or body.sampler_index or "Euler"
     if label.lower() not in SAMPLERS:
         raise out_of_range("sampler_name", label[:80], f"one of {', '.join(LABELS.values())}")
+    width, height = _sides(body, card.sizes)
+    prompt, adapter = without_lora(body.prompt)
     return GenerationRequest(
-        prompt=body.prompt,
+        prompt=prompt,
+        adapter=adapter,
         negative_prompt=body.negative_prompt,
         seed=seed,
         steps=steps,
         guidance_scale=scale,
         sampler=SAMPLERS[label.lower()],
-        size=card.resolution,
-        start=_start(body, card) if isinstance(body, ImageToImage) else None,
+        width=width,
+        height=height,
+        start=_start(body, (width, height)) if isinstance(body, ImageToImage) else None,
         images=images,
         previews=_PREVIEWS,
     )
 
 
-def _start(body: ImageToImage, card: ModelCard) -> StartImage:
+def _sides(body: TextToImage, sizes: Sizes) -> tuple[int, int]:
+    """Width and height; one that is missing is the model's own."""
+    width = sizes.default[0] if body.width is None else body.width
+    height = sizes.default[1] if body.height is None else body.height
+    odd = {size[0] for size in sizes.trained}.isdisjoint({width})
+    sizes.check(width, height, param="width" if odd else "height")
+    return width, height
+
+
+def _start(body: ImageToImage, size: tuple[int, int]) -> StartImage:
     if len(body.init_images) > 1:
         raise out_of_range("init_images", f"{len(body.init_images)} pictures", "one: this model reads no more")
-    size = card.resolution
     picture = read_picture(from_base64(body.init_images[0], param="init_images"), param="init_images", size=size)
     mask = None
     if body.mask:
@@ -88,13 +98,13 @@ def _start(body: ImageToImage, card: ModelCard) -> StartImage:
 
 
 async def make(
-    engine: Engine, session: Session, wanted: GenerationRequest, body: TextToImage, card: ModelCard, request: Request
+    studio: Studio, session: Session, wanted: GenerationRequest, body: TextToImage, request: Request
 ) -> Images:
     """Follow the engine's events to the whole answer; an interruption, or a client that leaves, ends it early."""
     making = Making(wanted)
-    files: dict[int, tuple[str, dict[str, object]]] = {}
+    made: dict[int, Picture] = {}
     with session.enter(making):
-        following = asyncio.create_task(_follow(engine, making, card, files))
+        following = asyncio.create_task(_follow(studio, making, made))
         ending = [asyncio.create_task(making.interrupted.wait()), asyncio.create_task(disconnected(request))]
         try:
             await asyncio.wait({following, *ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -104,41 +114,35 @@ async def make(
             for task in (following, *ending):
                 task.cancel()
             await asyncio.wait([following])  # its rows are free and its files complete before the answer is made
-    return _answer(wanted, body, [files[index] for index in sorted(files)])
+    return _answer(wanted, body, [made[index] for index in sorted(made)])
 
 
-async def _follow(
-    engine: Engine, making: Making, card: ModelCard, files: dict[int, tuple[str, dict[str, object]]]
-) -> None:
-    async with aclosing(engine.submit(making.wanted)) as events:
+async def _follow(studio: Studio, making: Making, made: dict[int, Picture]) -> None:
+    async with aclosing(studio.submit(making.wanted)) as events:
         async for event in events:
             if isinstance(event, Progress):
                 making.steps[event.index] = event.step
             elif isinstance(event, Preview):
                 making.preview = event.image
             elif isinstance(event, ImageReady):
-                parameters = parameters_of(making.wanted, seed=event.seed, model=card.names[-1])
-                file = await asyncio.to_thread(encode_image, event.image, "png", parameters)
-                files[event.index] = base64.b64encode(file).decode(), parameters
+                made[event.index] = await studio.file(event, making.wanted, "png")
 
 
-def _answer(wanted: GenerationRequest, body: TextToImage, files: list[tuple[str, dict[str, object]]]) -> Images:
-    texts = [to_infotext(parameters) for _, parameters in files]
-    seeds = [parameters["seed"] for _, parameters in files]
+def _answer(wanted: GenerationRequest, body: TextToImage, made: list[Picture]) -> Images:
     info: dict[str, Any] = {
         "prompt": wanted.prompt,
         "negative_prompt": wanted.negative_prompt,
         "seed": wanted.seed,
-        "all_seeds": seeds,
+        "all_seeds": [picture.parameters.seed for picture in made],
         "steps": wanted.steps,
         "cfg_scale": wanted.guidance_scale,
         "sampler_name": LABELS[wanted.sampler],
-        "width": wanted.size,
-        "height": wanted.size,
-        "infotexts": texts,
+        "width": wanted.width,
+        "height": wanted.height,
+        "infotexts": [picture.infotext for picture in made],
         "ignored": sorted(body.model_extra or {}),
     }
-    images = [file for file, _ in files] if body.send_images else []
+    images = [base64.b64encode(picture.file).decode() for picture in made] if body.send_images else []
     shown = set(type(body).model_fields)  # what is ignored can be anything, and is named only
     if not (isinstance(body, ImageToImage) and body.include_init_images):
         shown -= {"init_images", "mask"}

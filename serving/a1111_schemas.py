@@ -93,6 +93,19 @@ class Images(BaseModel):
     """JSON: seeds, the text inside each file, and the names of fields that were ignored."""
 
 
+class Failure(BaseModel):
+    """Every response that is not a success."""
+
+    error: str
+    """A word for programs."""
+    detail: str
+    """One sentence; then value, rule and options, one a line."""
+    errors: str
+    """The same, under the name that other clients read."""
+    body: str
+    """The field of the request that is wrong, or nothing."""
+
+
 class PngInfoRequest(BaseModel):
     """The body of ``POST /sdapi/v1/png-info``."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from serving.start import Kept
+from serving.step_cache import StepCache
 from training.conditioning import Conditioning
 from training.objectives import Denoiser, per_row
 from training.samplers import Trajectory, advance
@@ -23,6 +24,7 @@ class Row:
         negative: one row, what guidance leads away from; None is unguided.
         scale: guidance scale.
         kept: the part of a given picture that is left alone; None lets all of it change.
+        cache: of its evaluations; None leaves none out.
         clean: ``[C,H,W]`` the clean image that was predicted last, for previews; None before the first.
     """
 
@@ -31,17 +33,39 @@ class Row:
     negative: Conditioning | None
     scale: float
     kept: Kept | None = None
+    cache: StepCache | None = None
     clean: torch.Tensor | None = None
 
     @property
-    def width(self) -> int:
+    def takes(self) -> int:
         """Rows of the network's batch that this image takes: itself and, where guided, its twin."""
         return 1 if self.negative is None else 2
+
+    def recalled(self) -> torch.Tensor | None:
+        """``[C,H,W]`` what the network would predict next, where that is known; the last step is never left out."""
+        if self.cache is None or self.trajectory.steps - self.trajectory.step < 2:
+            return None
+        return self.cache.recall(self.trajectory.x)
 
 
 @torch.inference_mode()
 def denoise(denoiser: Denoiser, rows: Sequence[Row], padded_rows: int) -> None:
     """One evaluation for every row, each at its own time, with its own sampler and guidance.
+
+    A row that can do without the next ones takes them too: then whoever is in a call needs it.
+    """
+    clean = _guided(denoiser, rows, padded_rows)
+    for row, predicted in zip(rows, clean, strict=True):
+        if row.cache is not None:
+            row.cache.keep(row.trajectory.x, predicted)
+    _move(denoiser, rows, clean)
+    for row in rows:
+        while (known := row.recalled()) is not None:
+            _move(denoiser, [row], known[None])
+
+
+def _guided(denoiser: Denoiser, rows: Sequence[Row], padded_rows: int) -> torch.Tensor:
+    """``[rows,C,H,W]`` the clean images.
 
     Guided rows bring their unconditional twin into the same call (Ho and Salimans 2022, eq. 6).
     """
@@ -51,10 +75,15 @@ def denoise(denoiser: Denoiser, rows: Sequence[Row], padded_rows: int) -> None:
     conditioning = Conditioning.cat(
         [row.conditioning for row in rows] + [row.negative for row in rows if row.negative is not None]
     )
-    clean = _predict(denoiser, torch.cat([x, x[guided]]), torch.cat([t, t[guided]]), conditioning, padded_rows)
+    clean = predict(denoiser, torch.cat([x, x[guided]]), torch.cat([t, t[guided]]), conditioning, padded_rows)
     clean, negative = clean[: len(rows)], clean[len(rows) :]
     scale = torch.tensor([rows[place].scale for place in guided], device=x.device)
     clean[guided] = negative + per_row(scale, x) * (clean[guided] - negative)
+    return clean
+
+
+def _move(denoiser: Denoiser, rows: Sequence[Row], clean: torch.Tensor) -> None:
+    """Every row goes where its sampler leads, and keeps what an edit leaves alone."""
     for row, predicted in zip(rows, clean, strict=True):
         row.clean = predicted if row.kept is None else row.kept.over(predicted)
     advance(denoiser, [row.trajectory for row in rows], clean)
@@ -63,7 +92,7 @@ def denoise(denoiser: Denoiser, rows: Sequence[Row], padded_rows: int) -> None:
             row.kept.apply(denoiser, row.trajectory)
 
 
-def _predict(
+def predict(
     denoiser: Denoiser, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, padded_rows: int
 ) -> torch.Tensor:
     """The denoiser over any number of rows, in calls of exactly ``padded_rows``.

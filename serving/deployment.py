@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
-from ray.exceptions import RayError
 
+from serving import candidate, scaling
 from serving.config import ServeConfig
+from serving.deployment_client import (
+    Progress,
+    application,
+    await_running,
+    connected,
+    declaration,
+    declare,
+    declared,
+    remove,
+    take_back,
+)
 from serving.errors import ServeError
 from serving.model import load_model, pinned
-from serving.proxy import CALLBACK
-from serving.rollout import (
-    APPLICATION,
-    POLL_S,
-    api_url,
-    await_answer,
-    check_listener,
-    drain_s,
-    others,
-    proxy_location,
-    refuse_failed,
-    replica_states,
-)
+from serving.rollout import POLL_S, api_url, await_answer, check_listener, drain_s, is_ours, refuse_failed
+from serving.safety_checks import load_safety
 
 if TYPE_CHECKING:
-    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
     from starlette.types import ASGIApp
 
 _CONTROL_REQUESTS = 16
-_TAKE_BACK_S = 30.0
-
-Progress = Callable[[str], None]
-"""Told, in a few words, whenever the deployment gets further."""
 
 
 class ImageServer:
@@ -50,25 +42,40 @@ class ImageServer:
     def __init__(self, settings: dict[str, Any]) -> None:
         import torch
 
-        from serving.engine import Engine
+        from serving import logs
+        from serving.deployment_metrics import ray_sink
+        from serving.telemetry import Telemetry
 
         self.config = ServeConfig.model_validate(settings)
         torch.set_num_threads(self.config.replica_threads)
         self.model = load_model(self.config)
-        self.engine = Engine(
-            self.model.denoiser,
-            self.model.encoder,
-            canvas=self.model.canvas,
-            config=self.config.batch,
-            grid=self.model.grid,
-            device=self.model.device,
-        )
+        self.safety = load_safety(self.config.safety)
+        logs.configure(self.config.telemetry, model=self.model.card.names[-1])
+        self.telemetry = Telemetry.of(self.model.card, self.config.telemetry, ray_sink)
+        self.engine = self.model.engine(self.config, self.telemetry.observer)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """What Serve hands HTTP requests to, once the constructor is through."""
         from serving.app import create_app
+        from serving.behind_proxy import BehindProxy
 
-        return create_app(self.engine, self.model.card, self.config.limits, behind_proxy=True)
+        app = create_app(
+            self.engine,
+            self.model.card,
+            self.config.limits,
+            behind_proxy=True,
+            telemetry=self.telemetry,
+            provenance=self.config.provenance,
+            safety=self.safety,
+            audit=self.config.audit,
+            admission=self.config.admission,
+            jobs=self.config.jobs,
+        )
+        return BehindProxy(app)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve, for ``ByWork``."""
+        return {scaling.METRIC: self.engine.backlog_s}
 
     async def check_health(self) -> None:
         """Called by Serve; raises where the replica should be replaced."""
@@ -92,6 +99,11 @@ def build(args: dict[str, Any]) -> serve.Application:
             "min_replicas": config.min_replicas,
             "max_replicas": config.max_replicas,
             "target_ongoing_requests": config.target_ongoing_requests,
+            "downscale_to_zero_delay_s": config.idle_s,
+            "policy": {
+                "policy_function": f"{scaling.__name__}:{scaling.ByWork.__name__}",
+                "policy_kwargs": {"target_work_s": config.target_work_s},
+            },
         },
         # above what the engine accepts: its own refusal, in the dialect's envelope, is then what clients see
         max_ongoing_requests=in_flight,
@@ -136,23 +148,23 @@ def deploy(dashboard_url: str, config: ServeConfig, progress: Progress) -> Endpo
     config = pinned(config)
     url = api_url(dashboard_url, config)
     deadline = started + config.deploy_timeout_s
-    with _client(dashboard_url) as client:
+    with connected(dashboard_url) as client:
         details = client.get_serve_details()
         check_listener(details, dashboard_url, config)
         progress(f"deploying {config.model}")
         try:
-            _declare(client, details, config)
-            _await_running(client, config, deadline, progress)
-            await_answer(url, config, deadline, lambda: refuse_failed(_application(client), config.model))
+            declare(client, details, config, [declaration(config), *declared(details, candidate.APPLICATION)])
+            await_running(client, config, deadline, progress)
+            await_answer(url, config, deadline, lambda: refuse_failed(application(client), config.model))
         except (ServeError, KeyboardInterrupt):
             progress("taking it back")
-            _take_back(client, details)
+            take_back(client, details)
             raise
     return Endpoint(url, config.model, time.monotonic() - started)
 
 
 def undeploy(dashboard_url: str, timeout_s: float = 60) -> bool:
-    """Take the application down; Serve itself too, and its port, where nobody else uses it.
+    """Take our applications down; Serve itself too, and its port, where nobody else uses it.
 
     Args:
         dashboard_url: Ray's dashboard.
@@ -164,14 +176,14 @@ def undeploy(dashboard_url: str, timeout_s: float = 60) -> bool:
     Raises:
         ServeError: unreachable cluster, or it does not stop in time.
     """
-    with _client(dashboard_url) as client:
-        ours = _application(client)
+    with connected(dashboard_url) as client:
+        ours = _ours(client.get_serve_details())
         if not ours:
             return False
-        timeout_s += drain_s(ours)
+        timeout_s += max(map(drain_s, ours))
         deadline = time.monotonic() + timeout_s
-        _remove(client)
-        while _application(client):
+        remove(client)
+        while _ours(client.get_serve_details()):
             if time.monotonic() > deadline:
                 rule = f"stopped within {timeout_s:.0f} s"
                 raise ServeError("The application does not stop.", rule=rule, mend="darkroom down")
@@ -179,102 +191,6 @@ def undeploy(dashboard_url: str, timeout_s: float = 60) -> bool:
         return True
 
 
-def _declare(client: ServeSubmissionClient, details: dict[str, Any], config: ServeConfig) -> None:
-    """Tell Serve what should run: everybody else's applications as they are, and ours."""
-    client.deploy_applications(
-        {
-            "proxy_location": proxy_location(config),
-            "http_options": {"host": config.host, "port": config.port},
-            # read only where this starts Serve
-            "controller_options": {"runtime_env": {"env_vars": CALLBACK}},
-            "applications": [*others(details), _declaration(config)],
-        }
-    )
-
-
-def _redeclare(client: ServeSubmissionClient, ours: list[dict[str, Any]]) -> None:
-    """Tell the Serve that runs to keep everybody else's applications and, of ours, only these.
-
-    Applications that a script started are not listed: Serve keeps them, whatever is declared.
-    """
-    details = client.get_serve_details()
-    http = {key: details["http_options"][key] for key in ("host", "port")}
-    applications = [*others(details), *ours]
-    client.deploy_applications(
-        {"proxy_location": details["proxy_location"], "http_options": http, "applications": applications}
-    )
-
-
-def _remove(client: ServeSubmissionClient) -> None:
-    """Our application leaves; Serve too, but only where nothing else runs in it."""
-    if set(client.get_serve_details()["applications"]) <= {APPLICATION}:
-        cast("Any", client).delete_applications()
-    else:
-        _redeclare(client, [])
-
-
-def _take_back(client: ServeSubmissionClient, before: dict[str, Any]) -> None:
-    """Leave the cluster as it was before a deployment that failed; its replicas never stopped answering."""
-    ours = before["applications"].get(APPLICATION, {})
-    if ours.get("status") != "RUNNING" and "RUNNING" not in replica_states(ours):
-        _remove(client)
-        return
-    _redeclare(client, [ours["deployed_app_config"]])
-    deadline = time.monotonic() + _TAKE_BACK_S
-    while time.monotonic() < deadline and _application(client).get("status") != "RUNNING":
-        time.sleep(POLL_S)
-
-
-def _application(client: ServeSubmissionClient) -> dict[str, Any]:
-    """What Serve says of ours; empty where it knows none."""
-    found: dict[str, Any] = client.get_serve_details()["applications"].get(APPLICATION, {})
-    return found
-
-
-@contextmanager
-def _client(dashboard_url: str) -> Iterator[ServeSubmissionClient]:
-    """Serve's REST client; whatever it meets on the way becomes one typed error."""
-    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
-
-    try:
-        yield ServeSubmissionClient(dashboard_url)
-    except (OSError, RuntimeError, ValueError, RayError) as error:
-        raise ServeError(
-            "Ray's dashboard cannot be used.",
-            value=dashboard_url,
-            rule=next(iter(str(error).splitlines()), type(error).__name__),
-            mend="darkroom up, or give --address of a cluster that runs",
-        ) from error
-
-
-def _declaration(config: ServeConfig) -> dict[str, Any]:
-    kept = {name: os.environ[name] for name in ("HF_HUB_OFFLINE",) if name in os.environ}
-    return {
-        "name": APPLICATION,
-        "route_prefix": "/",
-        "import_path": f"{__name__}:build",
-        "args": config.model_dump(mode="json"),
-        "runtime_env": {"env_vars": kept} if kept else {},
-    }
-
-
-def _await_running(client: ServeSubmissionClient, config: ServeConfig, deadline: float, progress: Progress) -> None:
-    """Follow the application until Serve calls it running."""
-    said = ""
-    while True:
-        application = _application(client)
-        status = application.get("status", "NOT_STARTED")
-        refuse_failed(application, config.model)
-        if status == "RUNNING":
-            return
-        if time.monotonic() > deadline:
-            raise ServeError(
-                "The deployment does not come up.",
-                value=f"{status}; replicas: {', '.join(replica_states(application)) or 'none'}",
-                rule=f"running within {config.deploy_timeout_s:.0f} s on {config.replica_cpus} CPUs per replica",
-                mend="free resources of the cluster, or ask for less with --replica-cpus; darkroom status shows them",
-            )
-        if status != said:
-            progress(status.lower().replace("_", " "))
-            said = status
-        time.sleep(POLL_S)
+def _ours(details: dict[str, Any]) -> list[dict[str, Any]]:
+    """What Serve says of our applications: all of them."""
+    return [found for name, found in details["applications"].items() if is_ours(name)]

@@ -7,6 +7,7 @@ methods, bodies that do not validate, and defects.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +22,25 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import EngineError, QueueFullError, RequestError
+from serving.errors import (
+    DeadlineError,
+    EngineError,
+    JobsFullError,
+    QueueFullError,
+    QuotaError,
+    RequestError,
+    WorkLimitError,
+)
 from training.errors import DarkroomError
 
 log = logging.getLogger(__name__)
 CLIENT_GONE = 499
 """Nobody reads this status: the client has closed the connection."""
+MAX_RETRY_AFTER_S = 120
+"""Clients give up above this."""
+_NO_USE = {"x-should-retry": "false"}
+"""What OpenAI's clients obey: the same request again gets the same answer."""
+_CODES = {404: "unknown_url", 405: "method_not_allowed", 408: "body_too_slow", 413: "body_too_large"}
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
 
@@ -94,14 +108,28 @@ def _type_of(status: int) -> str:
 
 def from_error(error: DarkroomError) -> ApiError:
     """What a typed error is over HTTP."""
-    if isinstance(error, QueueFullError):
+    if isinstance(error, QueueFullError | WorkLimitError):
         headers = {"Retry-After": str(error.retry_after_s)}
-        return ApiError(429, error.as_text(), code="queue_full", headers=headers)
+        return ApiError(503, error.as_text(), code="queue_full", headers=headers)
+    if isinstance(error, JobsFullError):
+        return ApiError(503, error.as_text(), code="jobs_full", headers={"Retry-After": "60"})
+    if isinstance(error, QuotaError):
+        return ApiError(429, error.as_text(), code="rate_limit_exceeded", headers=_until_quota(error))
+    if isinstance(error, DeadlineError):
+        return ApiError(408, error.as_text(), code="deadline_exceeded", headers=_NO_USE)
     if isinstance(error, RequestError):
-        return ApiError(400, error.as_text(), param=error.param, code="invalid_value")
+        return ApiError(400, error.as_text(), param=error.param, code=error.code)
     if isinstance(error, EngineError):
         return ApiError(503, error.as_text(), code="engine_error", headers={"Retry-After": "1"})
     return ApiError(500, error.as_text(), code="internal_error")
+
+
+def _until_quota(error: QuotaError) -> dict[str, str]:
+    """When to come back; clients that would come back too early, or for nothing, are told not to."""
+    if error.wait_s is None:
+        return _NO_USE
+    after = {"Retry-After": str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(error.wait_s))))}
+    return after if error.wait_s <= MAX_RETRY_AFTER_S else {**after, **_NO_USE}
 
 
 def from_validation(errors: Sequence[Any], options: Sequence[str]) -> ApiError:
@@ -147,6 +175,7 @@ class RequestIds:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        MutableHeaders(scope=scope)["x-request-id"] = request_id  # for whatever inside names the request
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -156,12 +185,16 @@ class RequestIds:
         await self.app(scope, receive, send_with_id)
 
 
-def install(app: FastAPI, parameters: Sequence[str], shapes: Mapping[str, Callable[[ApiError], JSONResponse]]) -> None:
+def install(
+    app: FastAPI,
+    parameters: Mapping[str, Sequence[str]],
+    shapes: Mapping[str, Callable[[ApiError], JSONResponse]],
+) -> None:
     """Make every response of ``app`` speak the envelope.
 
     Args:
         app: the application.
-        parameters: what a generation's body may hold, for the message about one that it may not.
+        parameters: what a body may hold below a path, for the message about one that it may not.
         shapes: how errors below a path are shaped where it is not as here.
     """
 
@@ -171,10 +204,12 @@ def install(app: FastAPI, parameters: Sequence[str], shapes: Mapping[str, Callab
         if isinstance(error, DarkroomError):
             return from_error(error)
         if isinstance(error, RequestValidationError):
-            return from_validation(error.errors(), parameters)
+            path = request.url.path
+            options = next((options for prefix, options in parameters.items() if path.startswith(prefix)), ())
+            return from_validation(error.errors(), options)
         if isinstance(error, HTTPException):
             message = f"{error.detail}: {request.method} {request.url.path}"
-            code = {404: "unknown_url", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code)
+            code = _CODES.get(error.status_code)
             return ApiError(error.status_code, message, code=code, headers=error.headers)
         if isinstance(error, ClientDisconnect):
             return ApiError(CLIENT_GONE, "The client left before all of its request was here.")

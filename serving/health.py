@@ -19,7 +19,7 @@ def health_router(engine: Engine, card: ModelCard) -> APIRouter:
         """The process answers."""
         return {"status": "ok"}
 
-    @router.get("/readyz", response_model=Readiness)
+    @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
     async def readyz() -> JSONResponse:
         """Requests are accepted; by which model, and with how many images at work."""
         ready = engine.ready

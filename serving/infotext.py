@@ -1,4 +1,4 @@
-"""The text that the A1111 web UI writes into a PNG's ``parameters``, which its users' tools read back."""
+"""The text that the A1111 web UI writes into its pictures' ``parameters``, which its users' tools read back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def to_infotext(parameters: Mapping[str, object]) -> str:
     """Prompt, negative prompt and one line of settings.
 
     Args:
-        parameters: as ``serving.images.parameters_of`` gives them.
+        parameters: the fields of ``serving.parameters.Parameters``.
     """
     lines = [str(parameters["prompt"])]
     if parameters.get("negative_prompt"):
@@ -35,10 +35,11 @@ def to_infotext(parameters: Mapping[str, object]) -> str:
         "Sampler": LABELS[str(parameters["sampler"])],  # type: ignore[index]  # the request was checked
         "CFG scale": parameters["guidance_scale"],
         "Seed": parameters["seed"],
-        "Size": f"{parameters['size']}x{parameters['size']}",
+        "Size": f"{parameters['width']}x{parameters['height']}",
+        "Model hash": str(parameters["bundle_sha256"])[:10],
         "Model": parameters["model"],
     }
-    if "strength" in parameters:
+    if parameters.get("strength") is not None:
         settings["Denoising strength"] = parameters["strength"]
     lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in settings.items()))
     return "\n".join(lines)

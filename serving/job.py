@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
 
 from serving.batching import Row
-from serving.errors import EngineError
-from serving.schemas import Event, ImageReady, Preview, Progress
+from serving.bucket import Bucket
+from serving.errors import DeadlineError, EngineError
+from serving.schemas import Event, GenerationRequest, ImageReady, Preview, Progress
 from training.canvas import Canvas
+
+Outbox = asyncio.Queue[Event | EngineError | DeadlineError]
+"""A request's events; an error is the last one."""
 
 
 @dataclass(eq=False)
@@ -20,50 +23,83 @@ class Job:
     """One image in the engine.
 
     Attributes:
+        request: whose image it is.
         index: which of its request's images.
         seed: the seed that makes it alone.
         row: where it is.
+        arrived_s: when its request was accepted.
         outbox: its request's events.
         previews_due: steps after which a preview is shown, the next one last.
         canvas: where the model draws.
+        padded_rows: of the calls of its size.
         cancelled: nobody wants it any more.
-        image: the picture, once it is finished.
     """
 
+    request: GenerationRequest
     index: int
     seed: int
     row: Row
-    outbox: asyncio.Queue[Event | EngineError]
+    arrived_s: float
+    outbox: Outbox
     previews_due: list[int]
     canvas: Canvas
+    padded_rows: int
     cancelled: bool = False
-    image: Image.Image | None = field(default=None, repr=False)
-    _preview: Image.Image | None = field(default=None, repr=False)
     _shown: int = 0
 
-    def draw(self) -> None:
-        """Make the picture, or a preview that is due, from tensors: on the thread that owns them."""
+    @property
+    def bucket(self) -> Bucket:
+        """Whom it may share a call with."""
+        return Bucket(self.request.height, self.request.width, self.request.adapter)
+
+    @property
+    def place(self) -> int:
+        """Which of its request's images, from 1."""
+        return self.index + 1
+
+    @property
+    def priority(self) -> int:
+        """0, the most urgent, to 9."""
+        return self.request.priority
+
+    @property
+    def deadline_at_s(self) -> float | None:
+        """When nobody wants it any more."""
+        return None if self.request.deadline_s is None else self.arrived_s + self.request.deadline_s
+
+    @property
+    def evaluations_left(self) -> int:
+        """How often the network is still asked about it."""
+        return self.row.trajectory.evaluations_left
+
+    @property
+    def takes(self) -> int:
+        """Rows of a call."""
+        return self.row.takes
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is."""
+        return Progress(self.index, self.row.trajectory.step, self.row.trajectory.steps)
+
+    def to_draw(self) -> torch.Tensor | None:
+        """``[C,H,W]`` what there is to draw after an evaluation: the picture, or a preview that is due."""
         trajectory = self.row.trajectory
         if trajectory.finished:
-            self.image = self._drawn(trajectory.x)
-        elif self.previews_due and trajectory.step >= self.previews_due[-1] and self.row.clean is not None:
-            self.previews_due.pop()
-            self._preview = self._drawn(self.row.clean)
+            return trajectory.x
+        if not self.previews_due or trajectory.step < self.previews_due[-1]:
+            return None
+        self.previews_due.pop()
+        return self.row.clean
 
-    def _drawn(self, x: torch.Tensor) -> Image.Image:
-        """What the model made, as a picture."""
-        picture = self.canvas.pictures(x[None])[0]
-        return to_picture(picture if self.row.kept is None else self.row.kept.finish(picture))
-
-    def news(self) -> Iterator[Event]:
-        """What the last evaluation brought."""
-        yield Progress(self.index, self.row.trajectory.step, self.row.trajectory.steps)
-        if self._preview is not None:
-            yield Preview(self.index, self._shown, self._preview)
-            self._preview = None
-            self._shown += 1
-        if self.image is not None:
-            yield ImageReady(self.index, self.seed, self.image)
+    def draw(self, x: torch.Tensor, *, final: bool) -> ImageReady | Preview:
+        """The picture, or a preview, of what ``to_draw`` gave: on the thread for it."""
+        made = self.canvas.pictures(x[None])[0]
+        picture = to_picture(made if self.row.kept is None else self.row.kept.finish(made))
+        if final:
+            return ImageReady(self.index, self.seed, picture, self.padded_rows)
+        self._shown += 1
+        return Preview(self.index, self._shown - 1, picture)
 
 
 def preview_steps(steps: int, previews: int) -> list[int]:

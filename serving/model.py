@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -12,12 +13,17 @@ from typing import TYPE_CHECKING
 
 from serving.config import PinnedModel, ServeConfig
 from serving.errors import ServeError
+from serving.sizes import Sizes, sizes_of
 from training.bundle import MANIFEST, load_bundle, manifest_sha256
 
 if TYPE_CHECKING:
     import torch
 
-    from serving.engine import Encoder
+    from serving.adapters import Adapters
+    from serving.engine import Engine
+    from serving.observer import Observer
+    from serving.prompt_cache import Encoder
+    from training.bundle import LoadedBundle
     from training.canvas import Canvas
     from training.objectives import Denoiser
 
@@ -34,6 +40,8 @@ class ModelCard:
         bundle_sha256: of its ``darkroom.json``: equal values mean equal weights.
         run_id: the MLflow run that trained it, where known.
         data_hash: the data set that it learned from, where known.
+        made: which sizes it can make; None is its resolution alone.
+        adapters: LoRAs that requests may name.
     """
 
     name: str
@@ -43,6 +51,13 @@ class ModelCard:
     bundle_sha256: str
     run_id: str | None = None
     data_hash: str | None = None
+    made: Sizes | None = None
+    adapters: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> Sizes:
+        """What it can make."""
+        return self.made or Sizes.only(self.resolution)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,6 +76,7 @@ class ServedModel:
         encoder: prompts to conditioning.
         grid: the times of so many steps, as its objective gives them.
         canvas: where it draws: pixels, or latents.
+        adapters: LoRAs beside it.
         device: where its weights are.
     """
 
@@ -69,7 +85,37 @@ class ServedModel:
     encoder: Encoder
     grid: Callable[[int], torch.Tensor]
     canvas: Canvas
+    adapters: Adapters
     device: str = "cpu"
+
+    def engine(self, config: ServeConfig, observer: Observer) -> Engine:
+        """The engine that runs it; not started yet.
+
+        Args:
+            config: the deployment's.
+            observer: told of everything that happens to requests.
+        """
+        from serving.engine import Engine
+        from serving.warming import device_name
+        from serving.width_store import WidthStore
+
+        told = config.speed.model_dump_json(include={"compiled", "cuda_graphs", "bf16"})
+        told += config.batch.model_dump_json(include={"max_batch_rows", "width_tolerance"})
+        place = Path(config.cache).expanduser().with_name("widths")
+        widths = WidthStore(place, self.card.bundle_sha256, device_name(self.device), told)
+        return Engine(
+            self.denoiser,
+            self.encoder,
+            canvas=self.canvas,
+            config=config.batch,
+            grid=self.grid,
+            sizes=self.card.sizes,
+            speed=config.speed,
+            adapters=self.adapters,
+            widths=widths,
+            observer=observer,
+            device=self.device,
+        )
 
 
 def pinned(config: ServeConfig) -> ServeConfig:
@@ -84,10 +130,11 @@ def pinned(config: ServeConfig) -> ServeConfig:
         RegistryError, TrackingError: the registry does not know the model or cannot be reached.
     """
     directory = Path(config.model).expanduser()
+    places, sums = _pinned_adapters(config)
     if (directory / MANIFEST).is_file():
         directory = directory.resolve()
-        model = PinnedModel(name=directory.name, version=None, sha256=manifest_sha256(directory))
-        return config.model_copy(update={"model": str(directory), "pinned": model})
+        model = PinnedModel(name=directory.name, version=None, sha256=manifest_sha256(directory), adapters=sums)
+        return config.model_copy(update={"model": str(directory), "pinned": model, "adapters": places})
     uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if directory.exists() or not re.fullmatch(r"[^/@:.][^/@:]*(@[\w.-]+|/\d+)?", config.model) or not uri:
         raise ServeError(
@@ -101,8 +148,22 @@ def pinned(config: ServeConfig) -> ServeConfig:
     from training.registry import resolve
 
     version = resolve(uri, config.model)
-    model = PinnedModel(name=version.name, version=version.version, sha256=version.bundle_sha256)
-    return config.model_copy(update={"model": model.label, "pinned": model, "tracking_uri": uri})
+    model = PinnedModel(name=version.name, version=version.version, sha256=version.bundle_sha256, adapters=sums)
+    update = {"model": model.label, "pinned": model, "tracking_uri": uri, "adapters": places}
+    return config.model_copy(update=update)
+
+
+def _pinned_adapters(config: ServeConfig) -> tuple[dict[str, str], dict[str, str]]:
+    """Where each adapter's file is, absolute, and its checksum.
+
+    Raises:
+        ServeError: one is not there.
+    """
+    from serving.adapters import adapter_path
+
+    places = {name: adapter_path(name, place) for name, place in config.adapters.items()}
+    sums = {name: hashlib.sha256(place.read_bytes()).hexdigest() for name, place in places.items()}
+    return {name: str(place) for name, place in places.items()}, sums
 
 
 def load_model(config: ServeConfig) -> ServedModel:
@@ -124,18 +185,38 @@ def load_model(config: ServeConfig) -> ServedModel:
             rule=f"a {MANIFEST} with sha256 {model.sha256}: all replicas of a deployment run the same weights",
             mend=f"darkroom serve {directory}",
         )
+    return _served(bundle.on("cuda" if config.replica_gpus else "cpu"), model, config)
+
+
+def _served(bundle: LoadedBundle, model: PinnedModel, config: ServeConfig) -> ServedModel:
+    """A bundle on its device, with its adapters and the switches that are on."""
+    from serving.adapters import Adapters
+    from serving.fast_network import fast_network
+
     device = "cuda" if config.replica_gpus else "cpu"
-    bundle = bundle.on(device)
+    adapters = Adapters(bundle.module, {name: Path(place) for name, place in config.adapters.items()})
+    if _pinned_adapters(config)[1] != model.adapters:
+        raise ServeError(
+            "An adapter has changed since it was deployed.",
+            value=", ".join(config.adapters),
+            rule="the files that were pinned: all replicas of a deployment run the same weights",
+            mend="deploy again",
+        )
+    network = fast_network(bundle.module, config.speed, device=device, variant=lambda: adapters.active)
+    canvas = bundle.canvas
     card = ModelCard(
         name=model.name,
         version=model.version,
-        resolution=bundle.canvas.resolution,
+        resolution=canvas.resolution,
         created=int(datetime.fromisoformat(bundle.provenance.created_utc).timestamp()),
         bundle_sha256=bundle.sha256,
         run_id=bundle.provenance.run_id,
         data_hash=bundle.provenance.data_hash,
+        made=sizes_of(bundle, config.limits.max_pixels),
+        adapters=adapters.names,
     )
-    return ServedModel(card, bundle.denoiser, bundle.encoder, bundle.objective.grid, bundle.canvas, device)
+    denoiser = bundle.objective.denoiser(network)
+    return ServedModel(card, denoiser, bundle.encoder, bundle.objective.grid, canvas, adapters, device)
 
 
 def _fetched(config: ServeConfig, model: PinnedModel, version: int) -> Path:

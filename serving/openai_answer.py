@@ -11,34 +11,31 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from serving.admission import within_patience
 from serving.disconnect import disconnected
-from serving.engine import Engine
 from serving.envelope import CLIENT_GONE
-from serving.images import encode_image, parameters_of
-from serving.model import ModelCard
 from serving.openai_schemas import ImageData, ImagesRequest, ImagesResponse, StreamKind, TokenDetails, Usage
 from serving.openai_stream import ImageStream
 from serving.schemas import GenerationRequest, ImageReady, Queued
+from serving.studio import Studio
 
 _UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """Proxies that gather a response would hold its events back."""
 
 
 async def answer(
-    engine: Engine,
+    studio: Studio,
     wanted: GenerationRequest,
     body: ImagesRequest,
-    card: ModelCard,
     request: Request,
     kind: StreamKind = "image_generation",
 ) -> ImagesResponse | Response:
     """Make the images as the client wants to be told of them.
 
     Args:
-        engine: makes them.
+        studio: makes them.
         wanted: what it is asked.
         body: what the client asked.
-        card: the model.
         request: tells when the client leaves.
         kind: how a stream's events are called.
 
@@ -46,9 +43,9 @@ async def answer(
         DarkroomError: refused or failed.
     """
     if body.stream:
-        stream = await ImageStream.begin(engine.submit(wanted), wanted, body, card.names[-1], kind)
+        stream = await ImageStream.begin(studio, wanted, body, kind)
         return _Streaming(stream)
-    making = asyncio.create_task(_make(engine, wanted, body, card))
+    making = asyncio.create_task(_make(studio, wanted, body))
     leaving = asyncio.create_task(disconnected(request))
     try:
         await asyncio.wait({making, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -73,24 +70,21 @@ class _Streaming(StreamingResponse):
             await self._stream.aclose()
 
 
-async def _make(engine: Engine, wanted: GenerationRequest, body: ImagesRequest, card: ModelCard) -> ImagesResponse:
+async def _make(studio: Studio, wanted: GenerationRequest, body: ImagesRequest) -> ImagesResponse:
     """Follow the engine's events to the whole answer; files are encoded off the loop."""
     images: dict[int, ImageData] = {}
     tokens = 0
-    async with aclosing(engine.submit(wanted)) as events:
+    async with aclosing(studio.submit(within_patience(wanted))) as events:
         async for event in events:
             if isinstance(event, Queued):
                 tokens = event.prompt_tokens
             elif isinstance(event, ImageReady):
-                parameters = parameters_of(wanted, seed=event.seed, model=card.names[-1])
-                file = await asyncio.to_thread(
-                    encode_image, event.image, body.output_format, parameters, quality=body.output_compression
-                )
-                images[event.index] = ImageData(b64_json=base64.b64encode(file).decode(), seed=event.seed)
+                made = await studio.file(event, wanted, body.output_format, quality=body.output_compression)
+                images[event.index] = ImageData(b64_json=base64.b64encode(made.file).decode(), seed=event.seed)
     return ImagesResponse(
         created=int(time.time()),
         data=[images[index] for index in sorted(images)],
         output_format=body.output_format,
-        size=f"{wanted.size}x{wanted.size}",
+        size=wanted.size,
         usage=Usage(input_tokens=tokens, input_tokens_details=TokenDetails(text_tokens=tokens), total_tokens=tokens),
     )

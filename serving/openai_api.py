@@ -7,19 +7,19 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from serving.config import LimitConfig
-from serving.engine import Engine
 from serving.envelope import ErrorEnvelope
 from serving.model import ModelCard
 from serving.openai_answer import answer
 from serving.openai_request import require_model, to_request
 from serving.openai_schemas import ImagesRequest, ImagesResponse, Model, ModelList
+from serving.studio import Studio
 
 PARAMETERS = tuple(ImagesRequest.model_fields)
 """What a generation's body may hold."""
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorEnvelope} for status in (400, 404, 429, 500, 503)}
 
 
-def openai_router(engine: Engine, card: ModelCard, limits: LimitConfig) -> APIRouter:
+def openai_router(studio: Studio, card: ModelCard, limits: LimitConfig) -> APIRouter:
     """The routes of this dialect."""
     router = APIRouter(prefix="/v1", tags=["openai"], responses=ERRORS)
 
@@ -27,7 +27,7 @@ def openai_router(engine: Engine, card: ModelCard, limits: LimitConfig) -> APIRo
     async def generate(body: ImagesRequest, request: Request) -> Any:
         """Make images from a prompt."""
         require_model(body.model, card)
-        return await answer(engine, to_request(body, card, limits), body, card, request)
+        return await answer(studio, to_request(body, card, limits), body, request)
 
     @router.get("/models")
     async def list_models() -> ModelList:

@@ -12,14 +12,14 @@ from pydantic import Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from serving.config import LimitConfig
-from serving.engine import Engine
 from serving.envelope import ApiError, from_validation
 from serving.model import ModelCard
 from serving.openai_answer import answer
 from serving.openai_api import ERRORS
-from serving.openai_request import out_of_range, require_model, to_request
+from serving.openai_request import out_of_range, require_model, sides, to_request
 from serving.openai_schemas import ImagesRequest, ImagesResponse
 from serving.schemas import StartImage
+from serving.studio import Studio
 from serving.uploads import MAX_UPLOAD_BYTES, beside_loop, read_picture, start_image, two_levels
 
 Strength = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -49,7 +49,7 @@ class VariationsRequest(ImagesRequest):
     """How far the picture may change."""
 
 
-def edits_router(engine: Engine, card: ModelCard, limits: LimitConfig) -> APIRouter:
+def edits_router(studio: Studio, card: ModelCard, limits: LimitConfig) -> APIRouter:
     """The routes of pictures made from pictures."""
     router = APIRouter(prefix="/v1", tags=["openai"], responses=ERRORS)
 
@@ -61,8 +61,8 @@ def edits_router(engine: Engine, card: ModelCard, limits: LimitConfig) -> APIRou
             require_model(body.model, card)
             image = await _file(form, ("image", "image[]"))
             mask = await _file(form, ("mask",)) if "mask" in form else None
-        start = await beside_loop(_start, image, mask, body, card.resolution)
-        return await answer(engine, to_request(body, card, limits, start), body, card, request, "image_edit")
+        start = await beside_loop(_start, image, mask, body, sides(body.size, card.sizes))
+        return await answer(studio, to_request(body, card, limits, start), body, request, "image_edit")
 
     @router.post("/images/variations", response_model=ImagesResponse, openapi_extra=_form(VariationsRequest))
     async def vary(request: Request) -> Any:
@@ -71,9 +71,9 @@ def edits_router(engine: Engine, card: ModelCard, limits: LimitConfig) -> APIRou
             body = _fields(form, VariationsRequest, files=("image",))
             require_model(body.model, card)
             image = await _file(form, ("image",))
-        picture = await beside_loop(read_picture, image, param="image", size=card.resolution)
+        picture = await beside_loop(read_picture, image, param="image", size=sides(body.size, card.sizes))
         start = start_image(picture, None, body.strength)
-        return await answer(engine, to_request(body, card, limits, start), body, card, request)
+        return await answer(studio, to_request(body, card, limits, start), body, request)
 
     return router
 
@@ -97,7 +97,7 @@ async def _read(request: Request) -> AsyncIterator[FormData]:
         await form.close()
 
 
-def _start(image: bytes, mask: bytes | None, body: EditsRequest, size: int) -> StartImage:
+def _start(image: bytes, mask: bytes | None, body: EditsRequest, size: tuple[int, int]) -> StartImage:
     """The picture, and what of it may change: the transparent part of the mask, else of the picture itself."""
     picture = read_picture(image, param="image", size=size)
     alpha = picture[1] if mask is None else read_picture(mask, param="mask", size=size)[1]

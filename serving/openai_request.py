@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
+import re
 
+from serving import beside
 from serving.config import LimitConfig
 from serving.envelope import ApiError
 from serving.model import ModelCard
 from serving.openai_schemas import ImagesRequest
 from serving.schemas import MAX_SEED, GenerationRequest, StartImage
+from serving.seeds import draw_seed
+from serving.sizes import Sizes
+
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
 def require_model(name: str | None, card: ModelCard) -> None:
@@ -18,7 +23,8 @@ def require_model(name: str | None, card: ModelCard) -> None:
         ApiError: naming those that are.
     """
     if name is not None and name not in card.names:
-        message = f"The model '{name[:80]}' does not exist.\n  options: {', '.join(card.names)}"
+        options = ", ".join([*card.names, *beside.names()])
+        message = f"The model '{name[:80]}' does not exist.\n  options: {options}"
         raise ApiError(404, message, param="model", code="model_not_found")
 
 
@@ -32,7 +38,7 @@ def to_request(
     """
     steps = limits.default_steps if body.num_inference_steps is None else body.num_inference_steps
     scale = limits.default_guidance_scale if body.guidance_scale is None else body.guidance_scale
-    seed = secrets.randbelow(2**32) if body.seed is None else body.seed
+    seed = draw_seed() if body.seed is None else body.seed
     require_at_most(
         ("n", body.n, limits.max_images_per_request),
         ("num_inference_steps", steps, limits.max_steps),
@@ -46,6 +52,7 @@ def to_request(
         raise out_of_range("partial_images", body.partial_images, "0, or stream: true")
     if body.output_format == "png" and body.output_compression not in {None, 100}:
         raise out_of_range("output_compression", body.output_compression, "webp or jpeg; a png is lossless")
+    width, height = sides(body.size, card.sizes)
     return GenerationRequest(
         prompt=body.prompt,
         negative_prompt=body.negative_prompt,
@@ -53,24 +60,32 @@ def to_request(
         steps=steps,
         guidance_scale=scale,
         start=start,
-        size=side(body.size, card.resolution),
+        width=width,
+        height=height,
         images=body.n,
         sampler=body.sampler,
+        adapter=body.adapter,
         previews=body.partial_images,
     )
 
 
-def side(size: str, resolution: int) -> int:
-    """The side that ``size`` names; whether the model can make it is for the engine to say."""
+def sides(size: str, sizes: Sizes) -> tuple[int, int]:
+    """The width and height that ``size`` names, in pixels.
+
+    Raises:
+        ApiError: it names none.
+        RequestError: the model cannot make it.
+    """
     if size == "auto":
-        return resolution
-    width, _, height = size.partition("x")
-    if width.isascii() and width.isdigit() and len(width) <= 5 and width == height and int(width):
-        return int(width)
+        return sizes.default
+    if (found := _SIZE.fullmatch(size)) is not None:
+        width, height = int(found[1]), int(found[2])
+        sizes.check(width, height)
+        return width, height
     raise ApiError(
         400,
-        f"Invalid value for 'size'.\n  value:   {size[:80]!r}\n  rule:    WIDTHxHEIGHT in pixels, both the same\n"
-        f"  options: {resolution}x{resolution}, auto",
+        f"Invalid value for 'size'.\n  value:   {size[:80]!r}\n  rule:    WIDTHxHEIGHT in pixels\n"
+        f"  options: {', '.join(f'{width}x{height}' for width, height in sizes.trained)}, auto",
         param="size",
         code="invalid_value",
     )

@@ -61,6 +61,8 @@ class ImagesRequest(BaseModel):
     """What the images should not show."""
     sampler: SamplerName = "euler"
     """How an image is denoised."""
+    adapter: Text | None = None
+    """A LoRA that this server has beside its model, by name."""
     response_format: Literal["b64_json"] = "b64_json"
     """How the images are sent: inside the answer, never as links."""
     output_format: OutputFormat = "png"

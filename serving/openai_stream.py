@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from PIL import Image
-from pydantic import BaseModel
-
 from serving.envelope import ApiError, ErrorEnvelope, from_error
-from serving.images import encode_image, parameters_of
 from serving.openai_schemas import (
     CompletedEvent,
     ImagesRequest,
@@ -25,6 +20,7 @@ from serving.openai_schemas import (
     Usage,
 )
 from serving.schemas import Event, GenerationRequest, ImageReady, Preview, Queued
+from serving.studio import Studio
 from training.errors import DarkroomError
 
 log = logging.getLogger(__name__)
@@ -34,44 +30,37 @@ class ImageStream:
     """The events of one request as the lines of a response.
 
     Args:
-        events: the engine's, already past admission: what is refused is refused with a status, before a stream begins.
-        wanted: what the engine was asked.
+        studio: makes the images.
+        wanted: what it is asked.
         body: what the client asked.
-        model: the model's name, for the parameters inside the files.
         kind: how its events are called.
     """
 
     def __init__(
         self,
-        events: AsyncGenerator[Event, None],
+        studio: Studio,
         wanted: GenerationRequest,
         body: ImagesRequest,
-        model: str,
         kind: StreamKind,
     ) -> None:
-        self._events = events
+        self._studio = studio
+        self._events = studio.submit(wanted)
         self._wanted = wanted
         self._body = body
-        self._model = model
         self._kind = kind
         self._tokens = 0
 
     @classmethod
     async def begin(
-        cls,
-        events: AsyncGenerator[Event, None],
-        wanted: GenerationRequest,
-        body: ImagesRequest,
-        model: str,
-        kind: StreamKind,
+        cls, studio: Studio, wanted: GenerationRequest, body: ImagesRequest, kind: StreamKind
     ) -> ImageStream:
-        """Wait until the engine has accepted the request.
+        """Wait until the request is accepted: what is refused is refused with a status, before a stream begins.
 
         Raises:
-            DarkroomError: it refused.
+            DarkroomError: it is refused.
         """
-        stream = cls(events, wanted, body, model, kind)
-        first = await anext(events)
+        stream = cls(studio, wanted, body, kind)
+        first = await anext(stream._events)
         if isinstance(first, Queued):
             stream._tokens = first.prompt_tokens
         return stream
@@ -87,7 +76,7 @@ class ImageStream:
                 async for event in events:
                     told = await self._told(event)
                     if told is not None:
-                        yield _sse(told.type, told)
+                        yield _sse(told)
             except DarkroomError as error:
                 yield _failed(from_error(error))
             except Exception:
@@ -95,36 +84,36 @@ class ImageStream:
                 yield _failed(ApiError(500, "The server has a defect; its log names it.", code="internal_error"))
 
     async def _told(self, event: Event) -> PartialImageEvent | CompletedEvent | None:
+        format_, quality = self._body.output_format, self._body.output_compression
         if isinstance(event, Preview):
-            shown = await self._shown(event.image, event.index, {})
+            file = await self._studio.preview(event.image, format_, quality=quality)
+            shown = self._shown(file, event.index)
             return PartialImageEvent(
                 type=f"{self._kind}.partial_image", partial_image_index=event.number, **dict(shown)
             )
         if isinstance(event, ImageReady):
-            parameters = parameters_of(self._wanted, seed=event.seed, model=self._model)
-            shown = await self._shown(event.image, event.index, parameters)
+            made = await self._studio.file(event, self._wanted, format_, quality=quality)
+            shown = self._shown(made.file, event.index)
             details = TokenDetails(text_tokens=self._tokens)
             usage = Usage(input_tokens=self._tokens, input_tokens_details=details, total_tokens=self._tokens)
             return CompletedEvent(type=f"{self._kind}.completed", seed=event.seed, usage=usage, **dict(shown))
         return None
 
-    async def _shown(self, image: Image.Image, index: int, parameters: dict[str, object]) -> StreamedImage:
-        """The image's file, encoded off the loop, and what every event says about it."""
-        body = self._body
-        file = await asyncio.to_thread(
-            encode_image, image, body.output_format, parameters, quality=body.output_compression
-        )
+    def _shown(self, file: bytes, index: int) -> StreamedImage:
+        """The image's file, and what every event says about it."""
         return StreamedImage(
             b64_json=base64.b64encode(file).decode(),
             image_index=index,
             created_at=int(time.time()),
-            output_format=body.output_format,
-            size=f"{self._wanted.size}x{self._wanted.size}",
+            output_format=self._body.output_format,
+            size=self._wanted.size,
         )
 
 
-def _sse(name: str, data: BaseModel) -> bytes:
-    return f"event: {name}\ndata: {data.model_dump_json()}\n\n".encode()
+def _sse(event: PartialImageEvent | CompletedEvent) -> bytes:
+    """Its id first: a stream that goes on from another replica leaves out what its client has."""
+    part = event.partial_image_index if isinstance(event, PartialImageEvent) else "image"
+    return f"id: {event.image_index}.{part}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
 
 
 def _failed(error: ApiError) -> bytes:

@@ -8,13 +8,15 @@ a bare ``Internal Server Error``, a route that is not there a line of text. Serv
 from __future__ import annotations
 
 import logging
+import secrets
 from http import HTTPStatus
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.envelope import ApiError
+from serving.proxy_tries import Tries, replica_lost
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +27,8 @@ _OURS = ("/v1/", "/sdapi/")
 
 
 def middlewares() -> list[Middleware]:
-    """What every proxy wraps itself in; Serve's own middleware inside it names the request."""
-    return [Middleware(Envelopes)]
+    """What every proxy wraps itself in, from the inside out."""
+    return [Middleware(Tries), Middleware(Envelopes)]
 
 
 class Envelopes:
@@ -41,10 +43,12 @@ class Envelopes:
             await self.app(scope, receive, send)
             return
         begun = replaced = False
+        headers = MutableHeaders(scope=scope)
+        if "x-request-id" not in headers:
+            headers.append("x-request-id", secrets.token_hex(16))
 
         async def send_envelope(error: ApiError) -> None:
-            if request_id := Headers(scope=scope).get("x-request-id"):
-                error.headers["x-request-id"] = request_id
+            error.headers["x-request-id"] = headers["x-request-id"]
             await error.response()(scope, receive, send)
 
         async def send_typed(message: Message) -> None:
@@ -64,7 +68,7 @@ class Envelopes:
                 raise
             log.exception("the proxy failed at %s %s", scope["method"], scope["path"])
         if not begun:
-            await send_envelope(_replica_lost())
+            await send_envelope(replica_lost())
 
 
 def _is_bare(scope: Scope, message: Message) -> bool:
@@ -81,8 +85,3 @@ def _from_proxy(scope: Scope, message: Message) -> ApiError:
         return ApiError(status, text, code="unknown_url")
     after = Headers(raw=message["headers"]).get("retry-after", "1")
     return ApiError(status, text, code="unavailable", headers={"Retry-After": after})
-
-
-def _replica_lost() -> ApiError:
-    message = "The replica that worked on this request is gone.\n  mend:    send the request again"
-    return ApiError(503, message, code="replica_lost", headers={"Retry-After": "1"})

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from serving import beside, candidate
 from serving.config import PinnedModel, ServeConfig
 from serving.errors import ServeError
 from serving.readiness import Readiness
@@ -20,18 +21,22 @@ APPLICATION = "darkroom"
 """The name of our application in Serve; others on the same cluster are left alone."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 """Hosts that only this machine reaches; a proxy that the environment names cannot."""
+_TWO = frozenset({APPLICATION, candidate.APPLICATION})
 POLL_S = 0.25
 """Seconds between two looks."""
 _FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 _TYPED_ERROR = re.compile(r"^(?:ray\.\S+: )?(?:\w+\.)+\w*Error: ", re.MULTILINE)
 
 
+def is_ours(name: str) -> bool:
+    """Whether an application is ours: the main one, a candidate for its place, or a model beside it."""
+    return name in _TWO or name.startswith(beside.APPLICATION)
+
+
 def others(details: dict[str, Any]) -> list[dict[str, Any]]:
-    """Everybody else's applications: declaring ours without them would remove them."""
+    """All applications but the main one and its candidate: declaring those without the rest would remove the rest."""
     applications = details["applications"].items()
-    return [
-        app["deployed_app_config"] for name, app in applications if name != APPLICATION and app["deployed_app_config"]
-    ]
+    return [app["deployed_app_config"] for name, app in applications if name not in _TWO and app["deployed_app_config"]]
 
 
 def proxy_location(config: ServeConfig) -> str:

@@ -45,19 +45,32 @@ class GenerationRequest(BaseModel):
     """Classifier-free guidance; 1 is unguided and costs half."""
     sampler: SamplerName = "euler"
     """How a picture is denoised; see ``training.samplers``."""
-    size: int = Field(ge=1)
-    """Side of the square images, in pixels."""
+    width: int = Field(ge=1)
+    """Of the images, in pixels."""
+    height: int = Field(ge=1)
+    """Of the images, in pixels."""
+    adapter: str | None = None
+    """A LoRA by the name that the server gives it; None is the model alone."""
     start: StartImage | None = None
     """A picture to start from; None starts from noise."""
     images: int = Field(default=1, ge=1)
     """How many images."""
     previews: int = Field(default=0, ge=0)
     """Previews of each image on its way, evenly spread over its steps; they change nothing about it."""
+    deadline_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds from acceptance after which nobody wants the images any more; None waits as long as it takes."""
+    priority: int = Field(default=5, ge=0, le=9)
+    """Whose turn it is where not all can be made at once: 0 is the most urgent."""
 
     @property
     def steps_left(self) -> int:
         """The steps that are taken: from a given picture, its strength's share of them, at least one."""
         return self.steps if self.start is None else max(1, round(self.start.strength * self.steps))
+
+    @property
+    def size(self) -> str:
+        """``WIDTHxHEIGHT``."""
+        return f"{self.width}x{self.height}"
 
 
 @dataclass(frozen=True)
@@ -105,11 +118,13 @@ class ImageReady:
         index: which of the request's images, from 0.
         seed: the seed that makes this image alone.
         image: RGB picture.
+        padded_rows: rows of the network's calls that made it: its last bits are of this width.
     """
 
     index: int
     seed: int
     image: Image
+    padded_rows: int
 
 
 Event = Queued | Progress | Preview | ImageReady

@@ -26,8 +26,8 @@ class Kept:
         clean: ``[C,H,W]`` the picture in -1..1, or its latent.
         noise: ``[C,H,W]`` standard normal.
         free: ``[1,H,W]`` bool, whether it may change there; a value of a latent may where any of its pixels may.
-        picture: ``[3,R,R]`` the picture itself, where a model draws latents: decoding loses a little.
-        free_pixels: ``[1,R,R]`` bool, whether it may change there.
+        picture: ``[3,H,W]`` the picture itself in pixels, where a model draws latents: decoding loses a little.
+        free_pixels: ``[1,H,W]`` bool, whether it may change there.
     """
 
     clean: torch.Tensor
@@ -46,7 +46,7 @@ class Kept:
         return torch.where(self.free, clean, self.clean)
 
     def finish(self, picture: torch.Tensor) -> torch.Tensor:
-        """``[3,R,R]`` a picture that was made, with the kept pixels in it."""
+        """``[3,H,W]`` a picture that was made, with the kept pixels in it."""
         if self.picture is None or self.free_pixels is None:
             return picture
         return torch.where(self.free_pixels, picture, self.picture)
@@ -75,7 +75,8 @@ def begin(
         device: where the tensors go.
     """
     grid = grid.to(device)
-    drawn = noise.normal(seed, "serve", shape=canvas.shape).to(device)
+    shape = (canvas.channels, request.height // canvas.factor, request.width // canvas.factor)
+    drawn = noise.normal(seed, "serve", shape=shape).to(device)
     start = request.start
     if start is None:
         return Trajectory(drawn, grid, request.sampler, seed), None

@@ -7,6 +7,7 @@ import base64
 import binascii
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -30,7 +31,8 @@ T = TypeVar("T")
 
 async def beside_loop(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What ``work`` returns or raises, on a thread for pictures: the event loop goes on meanwhile."""
-    return await asyncio.get_running_loop().run_in_executor(_DECODERS, partial(work, *args, **kwargs))
+    known = partial(copy_context().run, work, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_DECODERS, known)
 
 
 def from_base64(text: str, *, param: str) -> bytes:
@@ -46,13 +48,14 @@ def from_base64(text: str, *, param: str) -> bytes:
         raise _refused(param, f"{len(text)} characters", "a picture in base64") from error
 
 
-def read_picture(data: bytes, *, param: str, size: int) -> tuple[Image.Image, Image.Image | None]:
+def read_picture(data: bytes, *, param: str, size: tuple[int, int]) -> tuple[Image.Image, Image.Image | None]:
     """A picture fitted to the model, and its transparency.
 
     Args:
         data: the encoded picture; its kind is told by its bytes, whatever the client says.
         param: the request's field, for errors.
-        size: side of the model's square images, in pixels; the picture's centre is cut to it.
+        size: width and height of the images to make, in pixels, which the model allows; the picture's centre is cut
+            to it.
 
     Returns:
         RGB over white, and the alpha channel (mode ``L``) where it has one.
@@ -67,6 +70,19 @@ def read_picture(data: bytes, *, param: str, size: int) -> tuple[Image.Image, Im
     except Exception as error:
         raise _refused(param, "a picture that cannot be decoded", "an undamaged picture") from error
     return _fitted(picture, size), None if alpha is None else _fitted(alpha, size)
+
+
+def read_whole(data: bytes, *, param: str) -> Image.Image:
+    """A picture as it is: upright, RGB, over white.
+
+    Raises:
+        RequestError: too large, of an unknown kind, or damaged.
+    """
+    checked_header(data, param=param)
+    try:
+        return decode(data, (255, 255, 255))
+    except Exception as error:
+        raise _refused(param, "a picture that cannot be decoded", "an undamaged picture") from error
 
 
 def checked_header(data: bytes, *, param: str) -> Image.Image:
@@ -112,8 +128,8 @@ def _alpha(data: bytes, over_white: Image.Image) -> Image.Image:
     return ImageChops.invert(shown).getchannel("G")
 
 
-def _fitted(picture: Image.Image, size: int) -> Image.Image:
-    return ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+def _fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
 def _refused(param: str, value: str, rule: str) -> RequestError:

@@ -34,6 +34,8 @@ RAY_OR_DEEPSPEED = {
     "training/ray_tune.py",
     "training/worker.py",
     "serving/deployment.py",
+    "serving/deployment_client.py",
+    "serving/deployment_metrics.py",
 }
 """The thin adapters; everything else runs without Ray. cluster/ may import Ray too, inside functions."""
 

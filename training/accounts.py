@@ -13,7 +13,7 @@ from training.data.batch import Batch
 from training.data.dataset import Dataset, Split
 from training.data.use_digest import RowHash, Use
 from training.data.use_ledger import UseLedger, UseState, kept_recipe
-from training.errors import DataError
+from training.errors import DataError, StorageError
 from training.guards import LeftOut
 from training.skipped import MissingRow, SkippedSamples
 from training.spec import Emit, WorkerSpec
@@ -51,6 +51,7 @@ class Accounts:
         self._split, self._reasons = split, reasons
         self._hash = RowHash(dataset.hash)
         self._gone = 0
+        self._failure: StorageError | None = None
         self._ledger: UseLedger | None = None
         self._skipped: SkippedSamples | None = None
         if spec.rank != 0:
@@ -75,6 +76,9 @@ class Accounts:
     def commit(self, done: int, batch: Batch, left_out: LeftOut | None, asked_to_stop: bool) -> bool:
         """Account for a step that was taken; one message for all that the ranks must know of one another.
 
+        What rank 0 cannot write is told with the next step's message, so that no step waits for a second one. Until
+        then ``behind`` says so, and no checkpoint comes to be.
+
         Args:
             done: steps done.
             batch: this rank's rows.
@@ -86,17 +90,22 @@ class Accounts:
 
         Raises:
             DataError: so many samples in a row cannot be read that the data set must be gone; on every rank alike.
-            StorageError: rank 0 cannot write in the run's folder.
+            StorageError: rank 0 could not write in the run's folder; on every rank alike.
         """
         prefixes = self._split.records["sha256_prefix"][list(batch.sample_ids)]
         mine = self._hash.use(batch.epochs, batch.sample_ids, batch.valid, prefixes)
-        asked, *parts = ranks.total(asked_to_stop, *mine.parts())
+        asked, failed, *parts = ranks.total(asked_to_stop, self.behind, *mine.parts())
+        if failed:
+            ranks.on_rank_zero(self._require_written)
         use = Use.of_parts(parts)
         missing = self._missing(batch) if use.missing else []
         undone = None if left_out is None else (left_out.first_step, left_out.last_step)
-        if self._ledger is not None and self._skipped is not None:
-            self._ledger.commit(done, batch.position, use, [(row.sample_id, row.epoch) for row in missing], undone)
-            self._skipped.add(done, missing)
+        try:
+            if self._ledger is not None and self._skipped is not None:
+                self._ledger.commit(done, batch.position, use, [(row.sample_id, row.epoch) for row in missing], undone)
+                self._skipped.add(done, missing)
+        except StorageError as error:
+            self._failure = error
         self._gone = 0 if use.rows else self._gone + use.missing
         if self._gone >= GONE:
             raise DataError(
@@ -106,6 +115,15 @@ class Accounts:
                 mend="darkroom data show --verify compares every file with its checksum",
             )
         return bool(asked)
+
+    @property
+    def behind(self) -> bool:
+        """Whether the last step is not in the account, because rank 0 cannot write."""
+        return self._failure is not None
+
+    def _require_written(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def _missing(self, batch: Batch) -> list[MissingRow]:
         """The rows of all ranks that could not be read, in the order of the global batch."""
@@ -118,7 +136,12 @@ class Accounts:
         return {} if self._ledger is None else asdict(self._ledger.state)
 
     def flush(self) -> None:
-        """The ledger is on disk when this returns; before a checkpoint names it."""
+        """The ledger is on disk when this returns; before a checkpoint names it.
+
+        Raises:
+            StorageError: it cannot be written, or a step could not.
+        """
+        self._require_written()
         if self._ledger is not None:
             self._ledger.flush()
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from training.errors import ConfigError
-from training.finetune.layout import factor_of, weights_variant
+from training.finetune.files import weights_variant
+from training.finetune.layout import factor_of
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC

@@ -116,6 +116,8 @@ def write_bundle(
             mend="choose another name or move what is there",
         )
     from training.finetune.encoder import PipelineEncoder
+    from training.finetune.inversion import write_words
+    from training.finetune.inversion_tokens import TokenEncoder
     from training.finetune.output import write_pipeline
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +127,9 @@ def write_bundle(
         folder = "transformer" if "Transformer" in type(network).__name__ else "unet"
         if isinstance(encoder, PipelineEncoder):
             write_pipeline(fresh, network, encoder.pipeline, objective)
+        elif isinstance(encoder, TokenEncoder):
+            write_pipeline(fresh, network.network, encoder.pipeline, objective)
+            encoder = write_words(fresh, network, encoder)
         else:
             _write_parts(fresh, {folder: _plain(network)}, encoder, objective, canvas)
         manifest = BundleManifest.model_validate(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from training.finetune.inversion_config import InvertedToken
 from training.latents_config import StoredType
 
 PACKAGED_ENCODER = "packaged:all-minilm-l6-v2"
@@ -40,6 +41,14 @@ class PipelineTextConfig(BaseModel):
     """Captions are padded to this many tokens, by the encoder that reads most; a longer prompt is refused."""
     dtype: StoredType = "fp32"
     """How the states of a data set's captions are kept."""
+    inverted: InvertedToken | None = None
+    """A word that is being learnt; the recipe's adapter fills it in. The rows are then numbers of tokens."""
+
+    @model_validator(mode="after")
+    def _numbers_are_exact(self) -> PipelineTextConfig:
+        if self.inverted is not None and self.dtype != "fp32":
+            raise ValueError("numbers of tokens are kept in fp32: no conditioning.dtype beside a textual inversion")
+        return self
 
 
 CaptionsConfig = TextConfig | PipelineTextConfig

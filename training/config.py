@@ -19,8 +19,9 @@ from training.engine_config import EngineConfig
 from training.engine_rules import require_workable
 from training.errors import ConfigError
 from training.evaluate.config import EvaluationConfig
+from training.finetune.inversion_config import TrainedAdapter
 from training.finetune.sections import filled_in
-from training.finetune.start_config import AdapterConfig, StartConfig
+from training.finetune.start_config import StartConfig
 from training.fit import require_fitting
 from training.guards_config import GuardsConfig, check_undo
 from training.latents_config import LatentsConfig
@@ -28,10 +29,9 @@ from training.models import ModelConfig, UNetConfig
 from training.models.mup import check_optimizer
 from training.objectives import ObjectiveConfig, RectifiedFlow
 from training.optim import AdamWConfig, OptimizerConfig, ScheduleConfig, WarmupStableDecay
+from training.recipe_files import RECIPES, recipe_names
 from training.tracking import TrackingConfig
 from training.workers_config import WorkersConfig
-
-RECIPES = Path(__file__).parent / "recipes"
 
 EXACT = (
     *("seed", "global_batch", "model", "conditioning", "latents", "objective", "optimizer", "schedule"),
@@ -65,7 +65,7 @@ class TrainConfig(BaseModel):
     """The autoencoder whose latents the network sees; without one it sees pixels."""
     start: StartConfig | None = None
     """The pipeline that the run starts from; it decides the four sections around this one."""
-    adapter: AdapterConfig | None = None
+    adapter: TrainedAdapter | None = None
     """What is trained beside the pipeline's network; without it the network itself."""
     conditioning: ConditioningConfig = TextConfig()
     """What the network is told about each picture."""
@@ -153,11 +153,6 @@ def parse(values: Mapping[str, Any], source: str = "recipe") -> TrainConfig:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
         raise _explain(error, source) from None
-
-
-def recipe_names() -> list[str]:
-    """The packaged recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def _read(reference: str, seen: tuple[str, ...]) -> dict[str, Any]:

@@ -27,9 +27,12 @@ class EngineConfig(BaseModel):
     compile: Literal["none", "blocks", "whole"] = "none"
     """What torch.compile makes one kernel of as far as it can: every block of the network for itself, which compiles
     once for all alike, or the whole network."""
-    offload: Literal["none", "cpu"] = "none"
+    offload: Literal["none", "cpu", "nvme"] = "none"
     """Where the optimizer's state and the fp32 weights lie: on the GPU, or from ZeRO 1 on in the node's memory (Ren et
-    al. 2021, ZeRO-Offload)."""
+    al. 2021, ZeRO-Offload) or on its disk (Rajbhandari et al. 2021, ZeRO-Infinity); the optimizer then steps on the
+    CPU."""
+    offload_path: str | None = Field(default=None, min_length=1)
+    """A folder on a local disk of every node, for ``nvme``."""
 
     def stage_of(self, world: int) -> int:
         """The stage that so many workers run: one has nothing to share out, and need not pay for it."""

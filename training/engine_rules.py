@@ -46,9 +46,19 @@ class Rule:
 
 RULES = (
     Rule(
-        lambda c: c.engine.offload == "cpu" and c.engine.zero_stage == 0,
-        "engine.offload cpu does not work at engine.zero_stage 0: there is no optimizer state of a rank's own",
+        lambda c: c.engine.offload != "none" and c.engine.zero_stage == 0,
+        "engine.offload does not work at engine.zero_stage 0: there is no optimizer state of a rank's own",
         "engine.zero_stage 1, 2 or 3",
+    ),
+    Rule(
+        lambda c: c.engine.offload == "nvme" and c.engine.offload_path is None,
+        "engine.offload nvme needs a folder on a local disk of every node",
+        "engine.offload_path, or engine.offload cpu",
+    ),
+    Rule(
+        lambda c: c.engine.offload != "nvme" and c.engine.offload_path is not None,
+        "engine.offload_path is where nothing would be put",
+        "engine.offload nvme beside it, or no engine.offload_path",
     ),
     Rule(
         lambda c: c.optimizer.kind == "adafactor" and c.engine.zero_stage != 0,

@@ -31,6 +31,9 @@ class GuardsConfig(BaseModel):
     """Trusted steps after which an earlier fault counts no more."""
     stall_s: float = Field(default=600.0, gt=0)
     """Seconds without progress of a rank after which the stacks of all ranks go into their logs."""
+    long_stall_s: float = Field(default=3600.0, gt=0)
+    """The same, where it is longer, for what takes long by itself: the first step of a process, which may compile the
+    network, evaluations, and checkpoints that are waited for."""
     on_stall: Literal["warn", "restart"] = "warn"
     """``warn`` tells which rank waits where, and goes on waiting; ``restart`` ends the processes as well, and the run
     goes on from its newest state as after any other failure."""

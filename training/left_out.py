@@ -65,25 +65,31 @@ class LeftOutLog:
 
         Returns:
             The file.
+
+        Raises:
+            StorageError: rank 0 cannot write it; on every rank alike.
         """
         rows = [row for told in ranks.gather(list(zip(batch.sample_ids, batch.epochs, strict=True))) for row in told]
+        # a number that is not finite as a word: JSON has no other name for it
+        numbers = {name: value if value - value == 0 else repr(value) for name, value in metrics.items()}
+        line = {
+            **asdict(left_out),
+            "position": batch.position,
+            "metrics": numbers,
+            "sample_ids": [sample for sample, _ in rows],
+            "epochs": [epoch for _, epoch in rows],
+        }
+        ranks.on_rank_zero(lambda: self._write(line))
         if self._rank == 0:
-            # a number that is not finite as a word: JSON has no other name for it
-            numbers = {name: value if value - value == 0 else repr(value) for name, value in metrics.items()}
-            line = {
-                **asdict(left_out),
-                "position": batch.position,
-                "metrics": numbers,
-                "sample_ids": [sample for sample, _ in rows],
-                "epochs": [epoch for _, epoch in rows],
-            }
-            try:
-                with self.path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-            except OSError as error:
-                raise self._refused(error) from error
             self._warn(left_out)
         return str(self.path)
+
+    def _write(self, line: Mapping[str, object]) -> None:
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise self._refused(error) from error
 
     def _warn(self, left_out: LeftOut) -> None:
         if left_out.action == "skip":

@@ -73,19 +73,21 @@ def forecast(config: TrainConfig, footprint: Footprint, world: int, device: Devi
     """The parts of a recipe on ``world`` workers."""
     stage = config.engine.stage_of(world)
     trained, every, slots = (FLOAT * each for each in (footprint.trained, footprint.parameters, footprint.optimizer))
-    away = device.is_gpu and config.engine.offload == "cpu"  # the host's memory holds it then
+    off_gpu = device.is_gpu and config.engine.offload != "none"  # the host's memory holds it then
+    on_disk = config.engine.offload == "nvme"
+    away = off_gpu or on_disk
     averages = (1 + (len(config.ema.post_hoc.lengths) if config.ema.post_hoc else 0)) * trained
     kept = trained + slots + averages
+    beside = device.is_gpu or on_disk or not config.checkpoint.memory_every_steps
     parts = {
         "process": device.base_bytes,
         "weights": every // (world if stage == 3 else 1),
         "gradients": trained // (world if stage >= 2 else 1),
         "master weights": 0 if stage == 0 or away else trained // world,
         "optimizer": 0 if away else slots // (world if stage else 1),
-        "averages": 0 if away else averages // world,
+        "averages": 0 if off_gpu else averages // world,
         "evaluation's copy": every,
-        # on a GPU the host holds it
-        "node memory": 0 if device.is_gpu or not config.checkpoint.memory_every_steps else SLOTS * kept // world,
+        "node memory": 0 if beside else SLOTS * kept // world,
         "activations": footprint.activation_bytes(rows_of(config, world)),
     }
     return MemoryForecast({name: size for name, size in parts.items() if size})

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ os.environ["DS_ACCELERATOR"] = os.environ.get("DS_ACCELERATOR") or ("cuda" if to
 import deepspeed
 
 from training.engine_config import EngineConfig
+from training.engine_disk import Disk
 from training.engine_state import Part, StateSource, gather
 from training.errors import TrainingError
 from training.loss_scale import LossScale
@@ -122,7 +124,8 @@ class Engine:
         self.peak_learning_rate = optimizer.learning_rate
         self.names = dict(_trained(self.engine.module))
         self.device = self.engine.device
-        self.state = State(self.stage, self.optimizer, self.names, optimizer.fresh)
+        disk = Disk(Path(config.offload_path)) if config.offload == "nvme" and config.offload_path else None
+        self.state = State(self.stage, self.optimizer, self.names, optimizer.fresh, disk)
         self._weights = [part for part in self.state.parts if part.group == "weights"]
         self._scale = LossScale() if self.precision == "fp16" else None
         self._muon: Any = None

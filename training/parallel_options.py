@@ -41,7 +41,7 @@ def deepspeed_options(
         "zero_optimization": zero,
         "steps_per_print": 2**31 - 1,
     }
-    if config.offload == "cpu":
+    if config.offload != "none":  # to a disk the engine brings it itself, from there
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return options
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from training import ranks
+from training.engine_disk import Disk
 from training.engine_state import Part, StateSource, check_shapes, read_into
 from training.errors import CheckpointError
 
@@ -173,15 +174,28 @@ class State:
         optimizer: DeepSpeed's, or at stage 0 torch's.
         parameters: the module's by name.
         fresh: the optimizer's state of a stepped tensor before its first step.
+        disk: where it and what is stepped lie; None where they stay where they are.
     """
 
-    def __init__(self, stage: int, optimizer: Any, parameters: Mapping[str, torch.Tensor], fresh: Fresh) -> None:
+    def __init__(
+        self,
+        stage: int,
+        optimizer: Any,
+        parameters: Mapping[str, torch.Tensor],
+        fresh: Fresh,
+        disk: Disk | None = None,
+    ) -> None:
         self._stage, self._optimizer, self._parameters = stage, optimizer, parameters
         self.torch_optimizer = optimizer_of(stage, optimizer)
         self.groups = stepped_groups(stage, optimizer)
         for group, tensors in self.groups:
             for tensor in tensors:
-                self.torch_optimizer.state[tensor] = fresh(tensor, group)
+                slots = fresh(tensor, group)
+                if disk is not None:
+                    tensor.data = disk.moved(tensor)
+                    large = {slot: values for slot, values in slots.items() if getattr(values, "ndim", 0)}
+                    slots |= {slot: disk.moved(values) for slot, values in large.items()}
+                self.torch_optimizer.state[tensor] = slots
         self.pieces = pieces(stage, optimizer, parameters)
         state = self.torch_optimizer.state
         self.parts = state_parts(state, self.pieces)

@@ -14,7 +14,7 @@ import ray.train
 from training import agent, ray_preemption
 from training.supervision import Verdict
 
-FLUSH_S = 0.25
+FLUSH_S = 0.5
 """How often an agent tells the driver of steps."""
 
 Events = list[dict[str, Any]]

@@ -28,7 +28,7 @@ from training.ray_agent import agent_loop, cause, open_mailbox, publish_task
 from training.ray_relay import FLUSH_S, Events
 from training.ray_resources import WAITS_FOR_ROOM_S, check_resources, sizes, taken
 
-LOOKS_EVERY_S = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+LOOKS_EVERY_S = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 """How soon Ray Train notices that an agent is lost; 2 s unless told. The user's own setting wins."""
 
 SILENCE_S = 10.0

@@ -125,10 +125,13 @@ def settle(
     """
     from training import ranks
     from training.checkpoint.memory import NodeMemory
+    from training.checkpoint.room import ROOT
 
     memory = None
     if config.checkpoint.memory_every_steps:
-        opened = NodeMemory.open(place.run_dir, place.rank, identity(config, beginning.run_id, place))
+        # what has no place in the node's memory is not kept there either
+        root = Path(config.engine.offload_path) if config.engine.offload_path else ROOT
+        opened = NodeMemory.open(place.run_dir, place.rank, identity(config, beginning.run_id, place), root)
         if isinstance(opened, NodeMemory):
             memory = opened
         else:

@@ -168,7 +168,8 @@ class Run:
             self._catch_up(done, found)
             batches = loader.batches(done * config.global_batch)
             step = SaysWhatFits(self.step, config, self.spec.world, self.engine.device)
-            with StallWatch(config.guards, clock, self.run_dir, self.spec.rank, self.spec.world, self.emit), self.meter:
+            place = (self.run_dir, self.spec.rank, self.spec.world)
+            with StallWatch(config.guards, clock, *place, self.emit, self.first), self.meter:
                 return loop.run(step, batches, done, pace, hooks, self.guard, clock)
         except DarkroomError:  # the message may say that what was saved before is kept
             self.keeper.close(ended=False)  # before the account that a checkpoint needs is closed
@@ -191,7 +192,8 @@ class Run:
 
     def _commit(self, done: int, batch: Batch, left_out: LeftOut | None) -> bool:
         self.stopping = self.accounts.commit(done, batch, left_out, self.asked_to_stop)
-        self.keeper.commit(done, {"use": self.accounts.state(), "guards": self.guard.state()})
+        if not self.accounts.behind:
+            self.keeper.commit(done, {"use": self.accounts.state(), "guards": self.guard.state()})
         return self.stopping
 
     def _log(self, done: int, metrics: Mapping[str, float]) -> None:

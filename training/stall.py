@@ -22,6 +22,8 @@ LOOKS = 8
 """How often a thread looks while ``stall_s`` passes."""
 STALLED = 75
 """The exit code of a process that was ended for standing still (EX_TEMPFAIL)."""
+LONG = frozenset({"evaluation", "checkpoint"})
+"""Sections that take long by themselves."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,9 @@ class StallWatch:
     """Watches this process from a thread of its own, inside ``with``.
 
     Every rank leaves word of its progress in the run's folder. One that has made none for ``stall_s`` writes the
-    stacks of its threads into its log; the first of those that noticed tells who is late. The thread needs Python's
-    lock: should a library hold that while it hangs, faulthandler's own thread writes the stacks.
+    stacks of its threads into its log; the first of those that noticed tells who is late. What takes long by itself is
+    given ``long_stall_s``, and so is whoever waits for a rank that is at it. The thread needs Python's lock: should a
+    library hold that while it hangs, faulthandler's own thread writes the stacks.
 
     Args:
         config: the recipe's section.
@@ -66,12 +69,20 @@ class StallWatch:
         rank: of this process.
         world: how many there are.
         emit: takes what the user is told.
+        first_step: of this process, 1-based.
     """
 
     def __init__(
-        self, config: GuardsConfig, clock: Stopwatch, run_dir: Path, rank: int, world: int, emit: Emit
+        self,
+        config: GuardsConfig,
+        clock: Stopwatch,
+        run_dir: Path,
+        rank: int,
+        world: int,
+        emit: Emit,
+        first_step: int = 1,
     ) -> None:
-        self._config, self._clock, self._emit = config, clock, emit
+        self._config, self._clock, self._emit, self._first_step = config, clock, emit, first_step
         self._folder, self._rank, self._world = run_dir / FOLDER, rank, world
         self._every_s = config.stall_s / LOOKS
         self._over = threading.Event()
@@ -95,19 +106,38 @@ class StallWatch:
         while not self._over.wait(self._every_s):
             if self._clock.moves != moves:
                 moves, since, told = self._clock.moves, time.monotonic(), False
-                self._tell(stalled=False)
-                faulthandler.dump_traceback_later(
-                    self._config.stall_s + 3 * self._every_s, file=sys.__stderr__ or sys.stderr
-                )
-            elif not told and time.monotonic() - since >= self._config.stall_s:
+            if told:
+                continue
+            mine = self._tell(stalled=False)  # also without a move: the others see that it still answers
+            limit_s, passed_s = self._limit_s([mine]), time.monotonic() - since
+            faulthandler.dump_traceback_later(limit_s + 3 * self._every_s, file=sys.__stderr__ or sys.stderr)
+            if passed_s >= limit_s and passed_s >= self._limit_s(self._awaited(mine)):
                 told = True
-                self._stalled()
+                self._stalled(passed_s)
 
-    def _stalled(self) -> None:
+    def _limit_s(self, those: list[Progress]) -> float:
+        """How long none of these may make no progress."""
+        long = any(each.section in LONG or each.step <= self._first_step for each in those)
+        return max(self._config.stall_s, self._config.long_stall_s) if long else self._config.stall_s
+
+    def _awaited(self, mine: Progress) -> list[Progress]:
+        """The ranks that are behind this one and still say so."""
+        oldest_s = self._told_s(self._rank) - 3 * self._every_s
+        behind = (each for each in self.everyone() if each.moves < mine.moves)
+        return [each for each in behind if self._told_s(each.rank) >= oldest_s]
+
+    def _told_s(self, rank: int) -> float:
+        """When a rank last left word, by the clock of the storage; 0 where it cannot be seen."""
+        try:
+            return self._path(rank).stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def _stalled(self, passed_s: float) -> None:
         faulthandler.cancel_dump_traceback_later()
         mine = self._tell(stalled=True)
         stderr = sys.__stderr__ or sys.stderr
-        stderr.write(f"No progress for {self._config.stall_s:g} s: {mine.where()}. The stacks of its threads:\n")
+        stderr.write(f"No progress for {round(passed_s, 1):g} s: {mine.where()}. The stacks of its threads:\n")
         stderr.flush()
         faulthandler.dump_traceback(file=stderr)
         if self._over.wait(2 * self._every_s) or self._clock.moves != mine.moves:  # in which the others notice as well
@@ -115,7 +145,7 @@ class StallWatch:
         known = self.everyone()
         first = next((each.rank for each in known if each.stalled), self._rank) == self._rank
         if first:
-            message = account(known, self._world, self._config.stall_s)
+            message = account(known, self._world, passed_s)
             kind = "warning" if self._config.on_stall == "warn" else "error"
             self._emit({"event": kind, "message": message, "time_s": time.time()})
         if self._config.on_stall == "restart":
@@ -149,13 +179,13 @@ class StallWatch:
         return mine
 
 
-def account(known: list[Progress], world: int, stall_s: float) -> str:
+def account(known: list[Progress], world: int, passed_s: float) -> str:
     """Who is late, and where the others wait.
 
     Args:
         known: what the ranks have last told.
         world: how many there are.
-        stall_s: for how long nothing moved.
+        passed_s: for how long nothing moved.
     """
     least = min((each.moves for each in known), default=0)
     late = [each for each in known if each.moves == least or not each.stalled]
@@ -166,7 +196,8 @@ def account(known: list[Progress], world: int, stall_s: float) -> str:
         {f"{each.section or 'between the parts'} of step {each.step}" for each in known if each not in late}
     )
     rest = f" The others wait in {', '.join(waiting)}." if waiting else ""
+    who = "Late: " if waiting or silent else "All stand still: "
     return (
-        f"No progress for {stall_s:g} s. {'Late: ' if waiting or silent else 'All stand still: '}{'; '.join(parts)}."
-        f"{rest} The stacks are in the logs of the ranks."
+        f"No progress for {round(passed_s, 1):g} s. {who}{'; '.join(parts)}.{rest} The stacks are in the logs of the"
+        " ranks."
     )

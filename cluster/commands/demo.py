@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster import subject
-from cluster.console import Session, print_json, say, session
+from cluster.console import RECIPE_HELP, Session, print_json, say, session
 
 if TYPE_CHECKING:
     from cluster.pipeline import Place, Published
@@ -59,7 +59,7 @@ def demo(
     source: Annotated[
         Path | None, typer.Argument(help="Pictures of your own, which also name the run; 335 emoji by default.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A packaged recipe (base, smileys) or a YAML file.")] = "smileys",
+    recipe: Annotated[str, typer.Option(help=RECIPE_HELP)] = "smileys",
     assignments: Annotated[list[str] | None, typer.Option("--set", help="Override a field: section.key=value.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="Trials of the sweep.")] = 4,
     sweep_steps: Annotated[int, typer.Option(min=2, help="Steps of a trial that is not stopped.")] = 40,

@@ -47,6 +47,7 @@ def generate(
         float | None, typer.Option(help="How far --image may change: above 0, 1 forgets it; 0.75, with --mask 1.")
     ] = None,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT, or what the model was trained at.")] = "auto",
+    adapter: Annotated[str | None, typer.Option(help="A LoRA of the endpoint, by name.")] = None,
     model: Annotated[str | None, typer.Option(help="The endpoint's own by default.")] = None,
     url: Annotated[
         str | None, typer.Option(envvar="DARKROOM_URL", help="The endpoint; the local stack's by default.")
@@ -65,6 +66,7 @@ def generate(
         "prompt": prompt,
         "n": n,
         "size": size,
+        "adapter": adapter,
         "model": model,
         "seed": seed,
         "num_inference_steps": steps,
@@ -75,10 +77,10 @@ def generate(
         "output_format": output_format,
     }
     files = start_files(image, mask, strength)
-    pictures = request_images(url or _local_url(opened.home), body, files=files, timeout_s=timeout_s)
+    pictures = request_images(url or local_url(opened.home), body, files=files, timeout_s=timeout_s)
     paths = numbered(out, len(pictures))
     for path, picture in zip(paths, pictures, strict=True):
-        _write(path, picture.file)
+        write_whole(path, picture.file)
     if json:
         print_json([{"path": str(path), "seed": each.seed} for path, each in zip(paths, pictures, strict=True)])
         return
@@ -110,7 +112,7 @@ def numbered(out: Path, count: int) -> Sequence[Path]:
     return [out] if count == 1 else [out.with_stem(f"{out.stem}-{index}") for index in range(count)]
 
 
-def _local_url(home: Path) -> str:
+def local_url(home: Path) -> str:
     """The endpoint of the local stack.
 
     Raises:
@@ -129,7 +131,7 @@ def _local_url(home: Path) -> str:
     return f"http://127.0.0.1:{stack.serve_port}"
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """The whole file or nothing."""
     aside = path.with_name(f".{path.name}.part")
     try:

@@ -4,18 +4,21 @@ All train the same network from the same weights on the same batches, one worker
 as anybody's does: Ray Train, agent, DeepSpeed, MLflow, guards, the account of its data, its state kept in memory
 at every step and on disk every 20. The peers get their batches from memory, and malloc set as our fork server sets
 it. The floor is the bare loop's own forward and backward. The bare loop must end in our weights, bit for bit.
+
+Ray's own processes take their share of a small machine, whoever trains: beside the bare loop stand our training
+process without Ray, and the bare loop itself in a worker of stock Ray Train.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import yaml
@@ -23,8 +26,12 @@ import yaml
 import training.data
 from cluster import stack as stacks
 from cluster.console import say
+from cluster.processes import free_ports
 from tests.benchmarks.report import Row, parser, publish, row
+from training import agent
+from training.config import load_recipe
 from training.data.build import BuildConfig, build
+from training.spec import WorkerSpec
 
 GLOBAL_BATCH = 32
 """Half of the demo's: what a step costs besides its images weighs twice as much."""
@@ -32,6 +39,7 @@ WARM_STEPS = 5
 """Steps before the clock starts: caches fill, the allocator grows."""
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**26)}
 """What ``training.fork_server`` sets: without it the peers would be slower for a reason that is not theirs."""
+SIDES = ("ours", "bare", "without Ray", "stock", "accelerate")
 
 
 def recipe(folder: Path, data: Path, steps: int) -> Path:
@@ -72,12 +80,32 @@ def ours(run_dir: Path) -> float:
     return rate([steps[step] for step in sorted(steps)])
 
 
+def without_ray(home: Path, written: Path, name: str) -> Path:
+    """The training process alone, as an agent has it forked; returns the run's folder."""
+    run_dir = home / "runs" / name
+    (run_dir / "logs").mkdir(parents=True)
+    config = load_recipe(str(written), [f"name={name}"])
+    spec = WorkerSpec(
+        config.model_dump(mode="json"),
+        str(run_dir),
+        0,
+        0,
+        1,
+        "127.0.0.1",
+        free_ports(1)[0],
+        os.environ["MLFLOW_TRACKING_URI"],
+    )
+    process = agent.launch(agent.socket_path("overhead"), "train", asdict(spec), run_dir / "logs" / "rank-0.log")
+    *_, last = process.events()
+    if last["code"]:
+        raise RuntimeError((run_dir / "logs" / "rank-0.log").read_text()[-3000:])
+    return run_dir
+
+
 def peer(side: str, written: Path, out: Path) -> tuple[float, float]:
     """Images/s of a peer, and those of its forward and backward alone."""
     out.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_ports(1)[0]
     words = [sys.executable, "-m", "tests.benchmarks.overhead_peers", side, str(written), str(out), str(port)]
     environment = {**os.environ, **MALLOC, "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
@@ -109,31 +137,52 @@ def measure(home: Path, rounds: int, steps: int) -> list[Row]:
     """All sides in turns, another one first in every round."""
     data = home / "data"
     build(Path(training.data.__path__[0]) / "demo" / "smileys.tar", data, BuildConfig())
-    rates: Mapping[str, list[float]] = {side: [] for side in ("ours", "bare", "accelerate", "floor")}
+    rates: Mapping[str, list[float]] = {side: [] for side in (*SIDES, "floor")}
     unequal: list[str] = []
-    train(home, recipe(home, data, 1), "warm")  # the fork server starts, and the captions' states are kept
+    short = recipe(home, data, 1)  # the fork servers start, and the captions' states are kept
+    train(home, short, "warm")
+    without_ray(home, short, "warm-without-ray")
     written = recipe(home, data, steps)
     for number in range(rounds):
-        order = ["ours", "bare", "accelerate"]
-        for side in order[number % 3 :] + order[: number % 3]:
+        first = number % len(SIDES)
+        for side in SIDES[first:] + SIDES[:first]:
+            name = f"{side.replace(' ', '-')}-{number}"
             if side == "ours":
-                run_dir = train(home, written, f"overhead-{number}")
+                run_dir = train(home, written, name)
                 found = ours(run_dir)
+            elif side == "without Ray":
+                found = ours(without_ray(home, written, name))
             else:
-                found, floor = peer(side, written, home / f"{side}-{number}")
+                found, floor = peer(side, written, home / name)
                 if side == "bare":
                     rates["floor"].append(floor)
             rates[side].append(found)
             say(f"round {number + 1}: {side} {found:.2f} images/s, load {os.getloadavg()[0]:.1f}")
         unequal = unequal or different(run_dir, home / f"bare-{number}")
-    share = statistics.median(mine / theirs for mine, theirs in zip(rates["ours"], rates["bare"], strict=True))
-    beside = statistics.median(rates["ours"]) / statistics.median(rates["accelerate"])
-    name = "training, everything on"
     return [
-        row(name, "images/s", rates["ours"], rates["bare"], "bare PyTorch loop", ">= 0.99", share >= 0.99),
-        row(name, "images/s", rates["ours"], rates["accelerate"], "accelerate", ">= 1", beside >= 1),
-        row("bare loop", "images/s", rates["bare"], rates["floor"], "its forward and backward", "-", True),
+        *_rows(rates),
         Row("weights other than the bare loop's", "tensors", len(unequal), None, "", None, "0", not unequal),
+    ]
+
+
+def _rows(rates: Mapping[str, list[float]]) -> list[Row]:
+    """Of each pair the median of the rounds' ratios decides: what disturbs the machine disturbs both of a round."""
+
+    def share(mine: str, theirs: str) -> float:
+        return statistics.median(a / b for a, b in zip(rates[mine], rates[theirs], strict=True))
+
+    def against(name: str, mine: str, theirs: str, peer_name: str, least: float) -> Row:
+        ratio = share(mine, theirs)
+        made = row(name, "images/s", rates[mine], rates[theirs], peer_name, f">= {least}", ratio >= least)
+        return replace(made, ratio=round(ratio, 3))
+
+    whole = "training, everything on"
+    return [
+        against(whole, "ours", "bare", "bare PyTorch loop", 0.99),
+        against("the same without Ray", "without Ray", "bare", "bare PyTorch loop", 0.99),
+        against(whole, "ours", "stock", "bare loop in stock Ray Train", 0.99),
+        against(whole, "ours", "accelerate", "accelerate", 1),
+        row("bare loop", "images/s", rates["bare"], rates["floor"], "its forward and backward", "-", True),
     ]
 
 

@@ -1,7 +1,7 @@
-"""What our training is measured beside: a bare PyTorch loop, and diffusers' way through accelerate.
+"""What our training is measured beside: a bare PyTorch loop, alone and in stock Ray Train, and accelerate's way.
 
-``python -m tests.benchmarks.overhead_peers bare|accelerate RECIPE OUT`` trains the recipe's network on the batches of
-its data set, read beforehand, and leaves the moment of every step and the final weights in the folder OUT.
+``python -m tests.benchmarks.overhead_peers bare|stock|accelerate RECIPE OUT PORT`` trains the recipe's network on the
+batches of its data set, read beforehand, and leaves the moment of every step and the final weights in the folder OUT.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from tests.benchmarks.overhead import MALLOC
 from training import models
 from training.conditioning import Conditioning
 from training.config import TrainConfig, load_recipe
@@ -149,16 +150,40 @@ def accelerated(ready: Prepared, done: Callable[[], None], _: Moments) -> None:
         done()
 
 
-def main() -> None:
+def train(side: str, recipe: str, out: Path, port: int) -> None:
     """Train, and leave what was measured."""
-    side, recipe, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    connect(0, 0, 1, "127.0.0.1", int(sys.argv[4]))  # preparing captions is what ranks do together
+    connect(0, 0, 1, "127.0.0.1", port)  # preparing captions is what ranks do together
     moments = Moments()
     ready = prepared(recipe)
     loops: dict[str, Any] = {"bare": bare, "accelerate": accelerated}
     loops[side](ready, lambda: moments.ended_s.append(time.time()), moments)
     save_file({name: tensor.detach() for name, tensor in ready.network.named_parameters()}, out / "weights.safetensors")
     (out / "moments.json").write_text(json.dumps({"ended_s": moments.ended_s, "floor_s": moments.floor_s}))
+
+
+def in_stock_ray_train(recipe: str, out: Path, port: int) -> None:
+    """The bare loop, as Ray's documentation has one run."""
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    def loop() -> None:
+        from tests.benchmarks.overhead_peers import train
+
+        train("bare", recipe, out, port)
+
+    ray.init(log_to_driver=False, runtime_env={"env_vars": {**MALLOC, "PYTHONPATH": str(Path.cwd())}})
+    run_config = RunConfig(storage_path=str(out / "ray"))
+    DataParallelTrainer(loop, scaling_config=ScalingConfig(num_workers=1), run_config=run_config).fit()
+
+
+def main() -> None:
+    """Train in the way that was asked for."""
+    side, recipe, out, port = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+    if side == "stock":
+        in_stock_ray_train(recipe, out, port)
+    else:
+        train(side, recipe, out, port)
 
 
 if __name__ == "__main__":

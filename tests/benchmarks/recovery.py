@@ -134,14 +134,11 @@ def goodput(home: Path, data: Path, step_s: float) -> float:
 
 def measure(home: Path, rounds: int) -> list[Row]:
     """Both sides in turns."""
-    import ray
-
     data = home / "data"
     build(Path(training.data.__path__[0]) / "demo" / "smileys.tar", data, BuildConfig())
     killed: list[float] = []
     most, wrong, steps = 0, 0, []
     mine, theirs, again = [], [], []
-    ray.init(log_to_driver=False, namespace="recovery")
     for number in range(rounds):
         seconds, redone, bad, step_s = processes(home, data, number)
         killed += seconds
@@ -156,7 +153,6 @@ def measure(home: Path, rounds: int) -> list[Row]:
         middle = statistics.median(seconds)
         say(f"round {number + 1}: process {middle:.2f} s, worker {came_s:.2f} s, stock {peer_s:.2f} s")
     share = goodput(home, data, statistics.median(steps))
-    ray.shutdown()
     late = statistics.quantiles(killed, n=20, method="inclusive")[-1]
     half = statistics.median(mine) <= statistics.median(theirs) / 2
     name, peer = "training process killed: to the next new step", "stock Ray Train"
@@ -177,9 +173,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="dr-") as folder:
         home = Path(folder)
         stacks.use(stacks.ensure(home, say))
+        import ray  # it reads the stack's environment when it is imported
+
+        ray.init(log_to_driver=False, namespace="recovery")
         try:
             rows = measure(home, options.rounds)
         finally:
+            ray.shutdown()  # first: it ends this process when its cluster goes
             stacks.stop(home)
     publish(rows, options.json)
 

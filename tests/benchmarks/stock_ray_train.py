@@ -14,13 +14,16 @@ def loop(config: dict[str, str]) -> None:
     import torch
 
     from training.conditioning import Conditioning, ConditioningShape
-    from training.models.unet import UNetConfig, apply_unet
+    from training.models.unet import UNetConfig
+    from training.objectives import RectifiedFlow
     from training.precision import has_bf16
+    from training.step import ObjectiveLoss
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compilation of 41 s, once per machine
-    network = UNetConfig().build(ConditioningShape("text", 24, 384))
+    network = UNetConfig().build(ConditioningShape("text", 24, 384), 3, 1)
+    objective = RectifiedFlow()
     engine, *_ = deepspeed.initialize(
-        model=network,
+        model=ObjectiveLoss(network, objective),
         optimizer=torch.optim.AdamW(network.parameters(), 1e-3),
         config={
             "train_micro_batch_size_per_gpu": 32,
@@ -31,7 +34,8 @@ def loop(config: dict[str, str]) -> None:
         dist_init_required=False,
     )
     told = Conditioning(torch.zeros(32, 24, 384), torch.ones(32, 24, dtype=torch.bool))
-    loss = apply_unet(engine, torch.randn(32, 3, 32, 32), torch.rand(32), told).float().square().mean()
+    draws = objective.draw(0, [0] * 32, list(range(32)), (3, 32, 32))
+    loss = engine(torch.randn(32, 3, 32, 32), told, draws, torch.ones(32))
     engine.backward(loss)
     engine.step()
     if ray.train.get_context().get_world_rank() == 0:

@@ -28,7 +28,7 @@ def loop(config: dict[str, str]) -> None:
 
     from training.conditioning import Conditioning, ConditioningShape
     from training.config import load_recipe
-    from training.models.unet import apply_unet
+    from training.step import ObjectiveLoss
 
     torch.set_num_threads(1)
     recipe = load_recipe(config["recipe"], [f"data.path={config['folder']}"])
@@ -38,15 +38,15 @@ def loop(config: dict[str, str]) -> None:
         with found.as_directory() as folder:
             network.load_state_dict(load_file(Path(folder) / "weights.safetensors"))
             first = int((Path(folder) / "step").read_text())
-    trained = ray.train.torch.prepare_model(network)
+    trained = ray.train.torch.prepare_model(ObjectiveLoss(network, recipe.objective))
     optimizer = torch.optim.AdamW(trained.parameters(), 1e-3)
     rank = ray.train.get_context().get_world_rank()
     (Path(config["folder"]) / f"pid-{rank}").write_text(str(os.getpid()))
     told = Conditioning(torch.zeros(ROWS, 12, 384), torch.ones(ROWS, 12, dtype=torch.bool))
-    side = recipe.model.resolution
+    shape = (3, recipe.model.resolution, recipe.model.resolution)
     for step in range(first + 1, STEPS + 1):
-        noise, times = torch.randn(ROWS, 3, side, side), torch.rand(ROWS)
-        loss = apply_unet(trained, noise, times, told).float().square().mean()
+        draws = recipe.objective.draw(0, [step] * ROWS, list(range(ROWS)), shape)
+        loss = trained(torch.randn(ROWS, *shape), told, draws, torch.ones(ROWS))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -23,6 +23,8 @@ MAX_WORDS = 12
 class HashEncoder:
     """Words to keyed noise: as an encoder should be, a function of the caption alone, without 84 MB of weights."""
 
+    hash = "words"
+
     def check(self, prompt: str) -> None:
         count = len(prompt.split()) + 1
         if count > MAX_WORDS:

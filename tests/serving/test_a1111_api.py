@@ -90,7 +90,8 @@ def test_both_dialects_make_the_same_picture(api: webuiapi.WebUIApi, port: int) 
 def test_a_picture_tells_its_parameters_to_the_uis_tools(api: webuiapi.WebUIApi) -> None:
     made = api.txt2img(prompt="a cat, 3D", negative_prompt="blue", seed=3, cfg_scale=2.5, width=8, height=8)
     text = (
-        "a cat, 3D\nNegative prompt: blue\nSteps: 4, Sampler: Euler, CFG scale: 2.5, Seed: 3, Size: 8x8, Model: tiny/3"
+        "a cat, 3D\nNegative prompt: blue\nSteps: 4, Sampler: Euler, CFG scale: 2.5, Seed: 3, Size: 8x8, "
+        "Model hash: bbbbbbbbbb, Model: tiny/3"
     )
     assert made.image.info["parameters"] == text
     assert made.info["infotexts"] == [text]
@@ -146,7 +147,7 @@ def test_progress_shows_a_preview_and_an_interruption_gives_what_is_there(
 
 
 BAD = [
-    ("txt2img", {"width": 512}, "'width'", "512", "8, the size that the model was trained at"),
+    ("txt2img", {"width": 512}, "'width'", "512", "a size that the model was trained at"),
     ("txt2img", {"steps": 1_000_001}, "'steps'", "1000001", "at most 1000000"),
     ("txt2img", {"batch_size": 3, "n_iter": 2}, "'batch_size'", "6", "at most 4"),
     ("txt2img", {"cfg_scale": 99}, "'cfg_scale'", "99", "at most 20"),
@@ -188,7 +189,16 @@ TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30).map(
 
 @given(TEXT.filter(lambda text: "Negative prompt" not in text), TEXT.filter(bool), st.integers(0, 2**53))
 def test_the_text_of_a_picture_reads_back(prompt: str, model: str, seed: int) -> None:
-    parameters = {"prompt": prompt, "steps": 4, "sampler": "euler", "guidance_scale": 2.5, "seed": seed, "size": 8}
+    parameters = {
+        "prompt": prompt,
+        "steps": 4,
+        "sampler": "euler",
+        "guidance_scale": 2.5,
+        "seed": seed,
+        "width": 8,
+        "height": 8,
+        "bundle_sha256": "b" * 64,
+    }
     found = from_infotext(to_infotext({**parameters, "model": model, "negative_prompt": "blue, green"}))
     assert (found["Prompt"], found["Negative prompt"]) == (prompt, "blue, green")
     assert (found["Model"], found["Seed"], found["Sampler"]) == (model, str(seed), "Euler")
@@ -238,6 +248,15 @@ def test_a_strangers_text_is_read_in_a_time_that_grows_with_its_length(text: str
 
 
 def test_backslashes_read_back() -> None:
-    parameters = {"prompt": "a", "steps": 4, "sampler": "euler", "guidance_scale": 2.5, "seed": 1, "size": 8}
+    parameters = {
+        "prompt": "a",
+        "steps": 4,
+        "sampler": "euler",
+        "guidance_scale": 2.5,
+        "seed": 1,
+        "width": 8,
+        "height": 8,
+        "bundle_sha256": "b" * 64,
+    }
     for model in ("a\\nb, c", "\\", 'x: "\\"'):
         assert from_infotext(to_infotext({**parameters, "model": model}))["Model"] == model

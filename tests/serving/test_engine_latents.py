@@ -57,7 +57,7 @@ def network(canvas: Canvas) -> Any:
 
 def made(network: Any, canvas: Canvas, **fields: Any) -> tuple[np.ndarray, list[np.ndarray]]:
     """The picture of a request, and its previews."""
-    asked = {"prompt": "dog", "seed": 5, "steps": 4, "size": SIDE, "guidance_scale": 2.5, **fields}
+    asked = {"prompt": "dog", "seed": 5, "steps": 4, "width": SIDE, "height": SIDE, "guidance_scale": 2.5, **fields}
     previews: list[np.ndarray] = []
 
     async def main() -> np.ndarray:

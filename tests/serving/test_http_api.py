@@ -198,16 +198,9 @@ def test_compression_is_obeyed_by_lossy_files(client: openai.OpenAI, output_form
 def test_a_png_carries_the_parameters_that_made_it(url: str) -> None:
     answer = post(url, seed=4, n=2, num_inference_steps=3, negative_prompt="blue").json()
     image = Image.open(io.BytesIO(base64.b64decode(answer["data"][1]["b64_json"])))
-    assert json.loads(image.info["darkroom"]) == {
-        "model": "tiny/3",
-        "prompt": "a red circle",
-        "negative_prompt": "blue",
-        "seed": 5,
-        "steps": 3,
-        "guidance_scale": 3.0,
-        "sampler": "euler",
-        "size": 8,
-    }
+    told = json.loads(image.info["darkroom"])
+    assert (told["model"], told["prompt"], told["negative_prompt"]) == ("tiny/3", "a red circle", "blue")
+    assert (told["seed"], told["steps"], told["width"], told["height"]) == (5, 3, 8, 8)
 
 
 def test_models(client: openai.OpenAI) -> None:
@@ -248,7 +241,7 @@ BAD = [
     ({"prompt": None}, "prompt", "missing_required_parameter", ["'prompt'"]),
     ({"prompt": 5}, "prompt", "invalid_value", ["5", "valid string"]),
     ({"size": "1024x1024"}, "size", "invalid_value", ["1024x1024", "8x8, auto"]),
-    ({"size": "8x16"}, "size", "invalid_value", ["8x16", "WIDTHxHEIGHT", "8x8, auto"]),
+    ({"size": "8x16"}, "size", "invalid_value", ["8x16", "was trained at", "8x8, auto"]),
     ({"size": "²x²"}, "size", "invalid_value", ["WIDTHxHEIGHT"]),
     ({"n": 5}, "n", "invalid_value", ["5", "at most 4"]),
     ({"n": 0}, "n", "invalid_value", ["0", "greater than or equal to 1"]),
@@ -324,13 +317,13 @@ def test_a_client_that_leaves_frees_its_rows_and_a_full_queue_says_when_to_come_
         )
         abandoned = threading.Thread(target=_send_and_leave, args=(leaving, request))
         abandoned.start()
-        until(lambda: engine.running_images == 2 and engine.waiting_images == 2)
+        until(lambda: engine.running_images == 1 and engine.waiting_images == 3)
         answer = post(url, n=4)
-        assert answer.status_code == 429
+        assert answer.status_code == 503
         assert 1 <= int(answer.headers["retry-after"]) <= 120
-        assert answer.json()["error"]["type"] == "rate_limit_error"
+        assert answer.json()["error"]["type"] == "server_error"
         assert answer.json()["error"]["code"] == "queue_full"
-        assert "at most 4 images wait" in answer.json()["error"]["message"]
+        assert answer.json()["error"]["message"].startswith("The server is busy.")
         abandoned.join(20)
     until(lambda: engine.running_images == engine.waiting_images == 0)
     assert post(url).status_code == 200
@@ -436,7 +429,7 @@ def test_a_reader_that_leaves_a_stream_frees_its_rows(url: str, engine: Engine) 
     body = {"prompt": "long", "n": 2, "num_inference_steps": 500_000, "stream": True, "partial_images": 1}
     with httpx.Client() as leaving, leaving.stream("POST", f"{url}/v1/images/generations", json=body) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
-        until(lambda: engine.running_images == 2)
+        until(lambda: engine.running_images == 1 and engine.waiting_images == 1)
     until(lambda: engine.running_images == engine.waiting_images == 0)
 
 
@@ -478,7 +471,7 @@ def test_a_stream_has_freed_its_rows_when_it_ends(
         async with Engine(denoiser, encoder, canvas=Canvas(8), config=batch) as engine:
             with contextlib.suppress(Exception):  # what the server is told of it
                 await create_app(engine, CARD, LIMITS)(scope, receive, send)
-            return sum(not job.cancelled for job in [*engine._running, *engine._waiting])
+            return sum(not job.cancelled for job in engine._line.jobs)
 
     assert asyncio.run(main()) == 0
 

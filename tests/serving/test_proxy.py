@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.proxy import CALLBACK, Envelopes, middlewares
+from serving.proxy_tries import Tries
 
 IDS = {"x-request-id": "req-1"}
 
@@ -80,4 +81,4 @@ def test_a_response_that_breaks_off_is_not_answered_twice() -> None:
 def test_serve_is_told_where_the_middlewares_are() -> None:
     module, _, function = CALLBACK["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].rpartition(".")
     assert (module, function) == (middlewares.__module__, middlewares.__name__)
-    assert [each.cls for each in middlewares()] == [Envelopes]
+    assert [each.cls for each in middlewares()] == [Tries, Envelopes]

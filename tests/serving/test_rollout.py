@@ -40,7 +40,7 @@ TINY = UNetConfig(resolution=8, widths=(8, 16), attention=(False, True), head_wi
         ({"min_replicas": 3}, "min_replicas 3 must be at most max_replicas 2"),
         ({"max_replicas": 0}, "--max-replicas is not valid.\n  value:   0"),
         ({"port": 70000}, "--port is not valid.\n  value:   70000"),
-        ({"batch": {"padded_rows": 3, "max_batch_rows": 8}}, "max_batch_rows 8 must be a multiple of padded_rows 3"),
+        ({"batch": {"padded_rows": 9, "max_batch_rows": 8}}, "padded_rows 9 must be at most max_batch_rows 8"),
         ({"batch": {"max_waiting_images": 4}}, "max_images_per_request 8 must be at most"),
         ({"limits": {"max_steps": 5}}, "default_steps 20 must be at most max_steps 5"),
         ({"deploy_timeout_s": 0}, "--timeout is not valid."),

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.training.forked import Warm
 from training import agent
 from training.data.build import build
 from training.data.config import BuildConfig
@@ -157,6 +158,14 @@ def eventually(condition: Callable[[], object], what: str, within_s: float = WAI
     while not condition():
         assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {what}"
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Runs the programs that stand beside the tests, forked from one process that has imported all they need."""
+    started = Warm()
+    yield started
+    started.end()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The processes of ``test_parallel.py``: ``python engine_ranks.py OUT`` imports DeepSpeed once and forks the ranks.
+"""The program of ``test_parallel.py``: engines in processes of one world and of two.
 
 Every combination of world size, ZeRO stage and accumulation trains the same tiny network on the same batches and
 leaves what the tests compare, in files that rank 0 writes.
@@ -7,10 +7,7 @@ leaves what the tests compare, in files that rank 0 writes.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import socket
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.training.forked import together
 from training.ema import Ema, EmaConfig
 from training.engine_config import EngineConfig
 from training.engine_state import gather
@@ -270,36 +268,6 @@ def rank(number: int, world: int, port: int, job: str, out: Path) -> None:
     dist.destroy_process_group()
 
 
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def launch(world: int, job: str, out: Path) -> Iterator[multiprocessing.Process]:
-    """Fork the ranks."""
-    port = free_port()
-    for number in range(world):
-        process = multiprocessing.get_context("fork").Process(target=rank, args=(number, world, port, job, out))
-        process.start()
-        yield process  # type: ignore[misc]
-
-
-def main() -> int:
-    """Both rounds in both world sizes; the exit code is that of the first rank that failed."""
-    out = Path(sys.argv[1])
-    for job in ("first", "second"):
-        for world in WORLDS:
-            processes = list(launch(world, job, out))
-            for process in processes:
-                process.join()
-            failed = [process.exitcode for process in processes if process.exitcode]
-            if failed:
-                return abs(int(failed[0] or 1))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(words: list[str]) -> int:
+    """Both rounds in both world sizes; 1 where a rank failed."""
+    return int(any(any(together(world, rank, job, Path(words[0]))) for job in ("first", "second") for world in WORLDS))

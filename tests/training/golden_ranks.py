@@ -1,22 +1,20 @@
-"""The processes of ``test_golden.py``: ``python golden_ranks.py OUT`` imports DeepSpeed once and forks whole runs.
+"""The program of ``test_golden.py``: whole runs.
 
 Every run is the real one: recipe, loader, engine, checkpoints and resume, of a tiny UNet on pictures drawn here.
-``python golden_ranks.py OUT --write`` makes the golden curve anew, which is right only when what a step computes was
-changed on purpose.
+``python -m tests.training.golden_ranks OUT --write`` makes the golden curve anew, which is right only when what a step
+computes was changed on purpose.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import io
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +23,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tests.training.forked import together
 from training import checkpoint, worker
 from training.data.build import build
 from training.data.config import BuildConfig
-from training.fork_server import PRELOAD
 
 GOLDEN = Path(__file__).with_name("golden.json")
 QUICK = ((1, 0), (2, 0), (2, 1), (2, 3), (4, 2))
@@ -40,11 +38,19 @@ ENDED_AFTER = 4
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt is ended before its time: a signal to one rank's own process, after a step."""
+    """How an attempt is ended before its time: a signal to one rank's own process, after a step.
+
+    Attributes:
+        signal: which.
+        rank: whose.
+        after: the step.
+        saved: only once the checkpoint before it is in storage; it is written beside the steps.
+    """
 
     signal: signal.Signals
     rank: int = 0
     after: int = ENDED_AFTER
+    saved: bool = False
 
 
 def recipe(data: Path, stage: int, **sections: Any) -> dict[str, Any]:
@@ -79,8 +85,11 @@ def pictures(folder: Path) -> Path:
     return folder / "data"
 
 
-def rank(spec: Mapping[str, Any], log: Path, ending: Ending | None) -> None:
+def rank(number: int, world: int, port: int, config: Mapping[str, Any], run_dir: Path, ending: Ending | None) -> None:
     """One training process, which leaves what it tells in a file."""
+    place = {"rank": number, "local_rank": number, "world": world, "address": "127.0.0.1", "port": port}
+    spec = {"config": config, "run_dir": str(run_dir), **place}
+    log = run_dir / f"rank-{number}.jsonl"
     output = os.open(log.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -90,6 +99,8 @@ def rank(spec: Mapping[str, Any], log: Path, ending: Ending | None) -> None:
         def emit(event: Mapping[str, Any]) -> None:
             file.write(json.dumps(event) + "\n")
             if ending and event["event"] == "step" and event["step"] == ending.after:
+                while ending.saved and checkpoint.newest(run_dir / "checkpoints")[0] is None:
+                    time.sleep(0.01)
                 os.kill(pids[ending.rank], ending.signal)
 
         pids = _everyone(log.parent, spec)
@@ -111,20 +122,7 @@ def _everyone(folder: Path, spec: Mapping[str, Any]) -> list[int]:
 def attempt(run_dir: Path, config: Mapping[str, Any], world: int, ending: Ending | None = None) -> list[int]:
     """Train as ``darkroom train`` does, from where the run stands; returns the exit codes by rank."""
     run_dir.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"config": config, "run_dir": str(run_dir), "world": world, "address": "127.0.0.1", "port": port}
-    context = multiprocessing.get_context("fork")
-    processes = []
-    for number in range(world):
-        spec = {**shared, "rank": number, "local_rank": number}
-        process = context.Process(target=rank, args=(spec, run_dir / f"rank-{number}.jsonl", ending))
-        process.start()
-        processes.append(process)
-    for process in processes:
-        process.join()
-    return [int(process.exitcode or 0) for process in processes]
+    return together(world, rank, config, run_dir, ending)
 
 
 def told(run_dir: Path) -> dict[str, Any]:
@@ -158,7 +156,7 @@ def whole(out: Path, data: Path, world: int, stage: int) -> dict[str, Any]:
 
 INTERRUPTED = {
     "left in order": (1, Ending(signal.SIGTERM), {"every_steps": 1000}),
-    "killed, durable": (1, Ending(signal.SIGKILL), {"every_steps": 3, "memory_every_steps": 0}),
+    "killed, durable": (1, Ending(signal.SIGKILL, saved=True), {"every_steps": 3, "memory_every_steps": 0}),
     "killed, node memory": (1, Ending(signal.SIGKILL), {"every_steps": 1000}),
     "other rank killed, node memory": (3, Ending(signal.SIGKILL, rank=1), {"every_steps": 1000}),
 }
@@ -175,16 +173,13 @@ def interrupted(out: Path, data: Path, name: str) -> dict[str, Any]:
     return {**told(run_dir), "codes": [first, second], "stage": stage}
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
     """All runs; what each came to goes to ``OUT/results.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="a folder for the runs")
     parser.add_argument("--write", action="store_true", help="make the golden curve anew, of one worker")
     parser.add_argument("--cases", nargs="*", default=None, metavar="WORLD-STAGE", help="only these whole runs")
-    options = parser.parse_args()
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    for name in PRELOAD:  # once, and not in every rank
-        importlib.import_module(name)
+    options = parser.parse_args(words)
     options.out.mkdir(parents=True, exist_ok=True)
     data = pictures(options.out)
     if options.write:
@@ -200,4 +195,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

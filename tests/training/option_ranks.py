@@ -1,15 +1,13 @@
-"""The processes of ``test_engine_options.py``: ``python option_ranks.py OUT`` imports DeepSpeed once and forks them.
+"""The program of ``test_engine_options.py``: optimizers and options on engines in processes of one world and of two.
 
-World sizes, ZeRO stages, optimizers and options train a tiny network, in the combinations that stand for the others or
-with ``--all`` in every one; another engine goes on from the middle; what came of it is written as JSON by rank 0.
+World sizes, ZeRO stages, optimizers and options train a tiny network, in the combinations that stand for the others,
+or with the word ``all`` in every one; another engine goes on from the middle; rank 0 leaves what came of it as JSON.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import sys
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,8 @@ import torch.distributed as dist
 from pydantic import TypeAdapter
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from engine_ranks import CLOCK, WholeState, free_port, state_of
-
+from tests.training.engine_ranks import CLOCK, WholeState, state_of
+from tests.training.forked import together
 from training.ema import Ema, EmaConfig
 from training.engine_config import EngineConfig
 from training.errors import DarkroomError
@@ -57,13 +53,14 @@ class Case:
     @property
     def name(self) -> str:
         """Names its result."""
-        options = "-".join(f"{key}={value}" for key, value in self.engine.items() if key != "offload")
-        offload = "-offload" if "offload" in self.engine else ""
+        options = "-".join(f"{key}={value}" for key, value in self.engine.items() if not key.startswith("offload"))
+        offload = {"cpu": "-offload", "nvme": "-disk"}.get(self.engine.get("offload", ""), "")
         scales = "-scales" if self.scales else ""
         return f"{self.optimizer}-world-{self.world}-zero-{self.stage}{offload}{scales}-rows-{self.batch}-{options}"
 
 
 OFFLOAD, FP16 = {"offload": "cpu"}, {"precision": "fp16"}
+DISK = {"offload": "nvme", "offload_path": "disk"}
 CASES = [
     *[
         Case(world, stage, kind)
@@ -73,7 +70,7 @@ CASES = [
     *[Case(world, 0, "adafactor") for world in (1, 2)],
     *[Case(2, stage, kind, scales=True) for kind in ("adamw", "schedule_free", "muon") for stage in (0, 3)],
     *[Case(world, stage, engine=FP16) for world, stage in ((1, 0), (2, 2))],
-    *[Case(2, stage, engine=OFFLOAD) for stage in (2, 3)],
+    *[Case(2, stage, engine=place) for place in (OFFLOAD, DISK) for stage in (2, 3)],
     *[Case(2, 1, "schedule_free", engine=OFFLOAD)],
     *[Case(2, stage, batch=7) for stage in (0, 1)],
     *[Case(2, stage, batch=7, engine={"micro_batch": 3}) for stage in (0, 2)],
@@ -190,27 +187,9 @@ def rank(number: int, world: int, port: int, out: Path, cases: list[Case]) -> No
     dist.destroy_process_group()
 
 
-def launch(world: int, out: Path, cases: list[Case]) -> Iterator[multiprocessing.Process]:
-    """Fork the ranks."""
-    port = free_port()
-    for number in range(world):
-        process = multiprocessing.get_context("fork").Process(target=rank, args=(number, world, port, out, cases))
-        process.start()
-        yield process  # type: ignore[misc]
-
-
-def main() -> int:
-    """Every case; the exit code is that of the first rank that failed."""
-    cases = [*CASES, *MORE] if "--all" in sys.argv else CASES
-    for world in sorted({case.world for case in cases}):
-        processes = list(launch(world, Path(sys.argv[1]), cases))
-        for process in processes:
-            process.join()
-        failed = [process.exitcode for process in processes if process.exitcode]
-        if failed:
-            return abs(int(failed[0] or 1))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(words: list[str]) -> int:
+    """Every case; 1 where a rank failed."""
+    os.chdir(words[0])
+    cases = [*CASES, *MORE] if "all" in words else CASES
+    worlds = sorted({case.world for case in cases})
+    return int(any(any(together(world, rank, Path(words[0]), cases)) for world in worlds))

@@ -1,6 +1,6 @@
-"""The processes of ``test_self_tests.py``: ``python self_test_ranks.py OUT`` breaks something, and lets it be found.
+"""The program of ``test_self_tests.py``: it breaks something, and lets it be found.
 
-Two ranks, forked from a process that has imported all, make every case; rank 0 leaves the findings as JSON.
+Two ranks make every case; rank 0 leaves the findings as JSON.
 """
 
 from __future__ import annotations
@@ -8,11 +8,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import multiprocessing
 import os
 import signal
-import socket
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
+from tests.training.forked import together
 from training.data.encoded.latent_reader import LatentReader
 from training.data.loader import Loader
 from training.ema import Ema, EmaConfig
@@ -126,13 +124,13 @@ CASES: dict[str, tuple[str, Break]] = {
 """By name: the check that looks, and what is broken meanwhile. First, every check with nothing broken."""
 
 
-def rank(number: int, port: int, names: list[str], phase: str, out: Path) -> None:
+def rank(number: int, world: int, port: int, names: list[str], phase: str, out: Path) -> None:
     """One process, for one case or for several after one another."""
     torch.set_num_threads(1)
-    connect(number, number, WORLD, "127.0.0.1", port)
+    connect(number, number, world, "127.0.0.1", port)
     for name in names:
         check, broken = CASES[name]
-        ground = Ground(out / name, number, WORLD)
+        ground = Ground(out / name, number, world)
         module = importlib.import_module(f"training.self_tests.{check}")
         if phase == "prepare":
             module.prepare(ground)
@@ -145,33 +143,14 @@ def rank(number: int, port: int, names: list[str], phase: str, out: Path) -> Non
     dist.destroy_process_group()
 
 
-def together(names: list[str], phase: str, out: Path) -> list[int | None]:
-    """Fork the ranks; how they ended."""
-    context = multiprocessing.get_context("fork")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [context.Process(target=rank, args=(number, port, names, phase, out)) for number in range(WORLD)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    return [process.exitcode for process in ranks]
-
-
-def main() -> int:
+def main(words: list[str]) -> int:
     """Every case; 1 where one could not be made."""
-    out = Path(sys.argv[1])
-    importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    out = Path(words[0])
     for name in CASES:
         (out / name).mkdir()
     prepared = [name for name, (check, _) in CASES.items() if check in PREPARED]
-    ends = [together([name for name in CASES if name not in prepared], "check", out)]
+    ends = together(WORLD, rank, [name for name in CASES if name not in prepared], "check", out)
     for name in prepared:
-        together([name], "prepare", out)
-        ends.append(together([name], "check", out))
-    return int(any(code for end in ends for code in end))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        together(WORLD, rank, [name], "prepare", out)
+        ends += together(WORLD, rank, [name], "check", out)
+    return int(any(ends))

@@ -1,11 +1,8 @@
-"""The processes of ``test_step.py``: ranks that take steps on their shares of global batches."""
+"""The program of ``test_step.py``: ranks that take steps on their shares of global batches."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import socket
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from tests.training.forked import together
 from training.conditioning import Conditioning
 from training.data.batch import Batch
 from training.ema import Ema, EmaConfig
@@ -97,23 +95,6 @@ def rank(number: int, world: int, port: int, stage: int, micro_batch: int | None
     dist.destroy_process_group()
 
 
-def main() -> int:
-    """``share_ranks.py OUT``: every case, forked from one process that has imported DeepSpeed."""
-    for world, stage, micro_batch in CASES:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        told = (world, port, stage, micro_batch, Path(sys.argv[1]))
-        fork = multiprocessing.get_context("fork").Process
-        processes = [fork(target=rank, args=(number, *told)) for number in range(world)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(words: list[str]) -> int:
+    """Every case; 1 where a rank failed."""
+    return int(any(any(together(world, rank, stage, rows, Path(words[0]))) for world, stage, rows in CASES))

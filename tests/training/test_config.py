@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from training.config import TrainConfig, load_recipe, override, parse, recipe_names
+from training.config import TrainConfig, load_recipe, override, parse
 from training.errors import ConfigError, DarkroomError
 from training.optim import CosineSchedule, WarmupStableDecay
+from training.recipe_files import recipe_names
 
 Write = Callable[..., str]
 

@@ -1,33 +1,19 @@
 """Optimizers, precisions, offload and uneven shares on DeepSpeed's engine, in real processes."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).parent / "option_ranks.py"
 Told = Mapping[str, Mapping[str, Any]]
 
 
 @pytest.fixture(scope="module", params=["some", pytest.param("all", marks=pytest.mark.slow)])
-def told(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Told:
-    """One program runs every case; it imports DeepSpeed once."""
+def told(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, warm: Any) -> Told:
+    """One program runs every case."""
     folder = tmp_path_factory.mktemp("options")
-    run = subprocess.run(
-        [sys.executable, PROGRAM, folder, f"--{request.param}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-        check=False,
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},  # two ranks cannot share a GPU
-    )
-    assert run.returncode == 0, run.stdout[-6000:]
+    warm.run("option_ranks", folder, request.param)
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
@@ -94,6 +80,13 @@ def test_state_in_the_nodes_memory_trains_as_on_the_device(told: Told) -> None:
         assert losses == pytest.approx(first, abs=2e-4)
     free = told["schedule_free-world-2-zero-1-rows-8-"]["losses"]
     assert told["schedule_free-world-2-zero-1-offload-rows-8-"]["losses"] == pytest.approx(free, abs=2e-4)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_state_on_the_nodes_disk_trains_as_in_its_memory_bit_for_bit(told: Told, stage: int) -> None:
+    in_memory, on_disk = (told[f"adamw-world-2-zero-{stage}-{place}-rows-8-"] for place in ("offload", "disk"))
+    assert on_disk["losses"] == in_memory["losses"]
+    assert on_disk["groups"] == in_memory["groups"]
 
 
 def test_uneven_shares_and_rows_that_fill_up_do_not_count(told: Told) -> None:

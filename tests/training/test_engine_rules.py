@@ -18,6 +18,8 @@ def recipe(**sections: Any) -> dict[str, Any]:
     ("sections", "why", "instead"),
     [
         ({"engine": {"zero_stage": 0, "offload": "cpu"}}, "at engine.zero_stage 0", "zero_stage 1, 2 or 3"),
+        ({"engine": {"zero_stage": 1, "offload": "nvme"}}, "needs a folder on a local disk", "offload_path, or"),
+        ({"engine": {"offload_path": "/disk"}}, "where nothing would be put", "engine.offload nvme"),
         ({"engine": {"zero_stage": 1}, "optimizer": {"kind": "adafactor"}}, "whole matrices", "zero_stage 0, or"),
         ({"engine": {"offload": "cpu"}, "optimizer": {"kind": "muon"}}, "keeps them off it", "kind adamw"),
         ({"optimizer": {"kind": "schedule_free"}}, "no use for a rate that falls", "schedule.kind constant"),
@@ -43,6 +45,7 @@ def test_what_does_not_work_is_refused_with_what_would(sections: dict[str, Any],
         {"engine": {"zero_stage": 3}, "optimizer": {"kind": "muon"}},
         {"engine": {"zero_stage": 3, "compile": "blocks"}},
         {"engine": {"zero_stage": 2, "offload": "cpu"}, **SCHEDULE_FREE},
+        {"engine": {"zero_stage": 3, "offload": "nvme", "offload_path": "/disk"}},
         {"ema": {"post_hoc": {"lengths": [0.1]}, "publish_length": 0.12}},
     ],
 )

@@ -75,6 +75,8 @@ def test_zero_shares_what_its_stage_says(tiny: Footprint) -> None:
     gpu = Device("H100", None, None, 0)
     moved = recipe(engine={"zero_stage": 1, "offload": "cpu"}, workers={"gpus": 1})
     assert "optimizer" not in memory_forecast.forecast(moved, tiny, 4, gpu).parts
+    disk = recipe(engine={"zero_stage": 1, "offload": "nvme", "offload_path": "/disk"})
+    assert not {"optimizer", "master weights", "node memory"} & set(memory_forecast.forecast(disk, tiny, 4, on).parts)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "schedule_free", "adafactor", "muon"])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +13,16 @@ TOLERANCE = 1e-5
 """Relative, of a loss in fp32: fifty times what sums in another order make of it (2e-7 between one worker and four)."""
 
 
-def trained(out: Path, *words: str) -> dict[str, Any]:
+def trained(warm: Any, out: Path, *words: str) -> dict[str, Any]:
     """What ``golden_ranks.py`` found."""
-    program = Path(__file__).with_name("golden_ranks.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(
-        [sys.executable, str(program), str(out), *words],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    logs = "\n".join(log.read_text()[-1500:] for log in out.glob("*/rank-0.log"))
-    assert done.returncode == 0, f"{done.stderr[-3000:]}\n{logs}"
+    warm.run("golden_ranks", out, *words)
     found: dict[str, Any] = json.loads((out / "results.json").read_text())
     return found
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return trained(tmp_path_factory.mktemp("golden"))
+def results(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> dict[str, Any]:
+    return trained(warm, tmp_path_factory.mktemp("golden"))
 
 
 def is_golden(run: dict[str, Any]) -> bool:
@@ -54,8 +39,8 @@ def test_world_sizes_and_zero_stages_have_the_golden_curve(results: dict[str, An
 
 
 @pytest.mark.slow
-def test_the_other_combinations_have_it_too(tmp_path: Path) -> None:
-    others = trained(tmp_path, "--cases", "1-1", "1-2", "1-3", "2-2", "4-0", "4-1", "4-3")["whole"]
+def test_the_other_combinations_have_it_too(tmp_path: Path, warm: Any) -> None:
+    others = trained(warm, tmp_path, "--cases", "1-1", "1-2", "1-3", "2-2", "4-0", "4-1", "4-3")["whole"]
     assert [case for case, run in others.items() if not is_golden(run)] == []
 
 

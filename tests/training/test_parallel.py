@@ -1,11 +1,8 @@
 """DeepSpeed's engine in real processes: every ZeRO stage, world size and accumulation trains as plain AdamW does."""
 
-import importlib.util
+import importlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-PROGRAM = Path(__file__).parent / "engine_ranks.py"
 STAGES, WORLDS, MICRO_BATCHES, MIDDLE = (0, 1, 2, 3), (1, 2), (None, 2), 4
 SOURCES = ((2, 2), (1, 3), (1, 0), (2, 3))
 GROUPS = ("weights", "ema", "optimizer.exp_avg", "optimizer.exp_avg_sq")
@@ -45,19 +41,10 @@ class Kept:
 
 
 @pytest.fixture(scope="session")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
-    """One program runs every combination; it imports DeepSpeed once."""
+def kept(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> Iterator[Kept]:
+    """One program runs every combination."""
     folder = tmp_path_factory.mktemp("engines")
-    run = subprocess.run(
-        [sys.executable, PROGRAM, folder],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-        check=False,
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},  # two ranks cannot share a GPU
-    )
-    assert run.returncode == 0, run.stdout[-6000:]
+    warm.run("engine_ranks", folder)
     yield Kept(folder)
     shutil.rmtree(folder)
 
@@ -65,12 +52,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
 @pytest.fixture(scope="module")
 def ranks() -> ModuleType:
     """The program as a module: the network and its batches."""
-    spec = importlib.util.spec_from_file_location("engine_ranks", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("tests.training.engine_ranks")
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,20 +12,10 @@ from training.self_tests.finding import Finding, measured, parse, reached
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finding]:
+def found(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> dict[str, Finding]:
     """The finding of every case of ``self_test_ranks.py``."""
     out = tmp_path_factory.mktemp("self-tests")
-    program = Path(__file__).with_name("self_test_ranks.py")
-    done = subprocess.run(
-        [sys.executable, str(program), str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    warm.run("self_test_ranks", out)
     return {path.stem: parse(json.loads(path.read_text())) for path in out.glob("*.json")}
 
 

@@ -59,6 +59,46 @@ def test_a_stuck_reader_is_named_with_its_stack(tmp_path: Path, capfd: pytest.Ca
     assert not [thread for thread in threading.enumerate() if thread.name == "stall watch"]
 
 
+class Heard(list[str]):
+    """What watches tell; ``first`` is set once there is something."""
+
+    def __init__(self) -> None:
+        self.first = threading.Event()
+
+    def __call__(self, event: Any) -> None:
+        self.append(event["message"])
+        self.first.set()
+
+    def after_s(self) -> float:
+        """After how long without progress the first one was told."""
+        return float(self[0].removeprefix("No progress for ").partition(" s")[0])
+
+
+@pytest.mark.parametrize(("step", "section"), [(4, "forward"), (7, "evaluation"), (7, "checkpoint")])
+def test_what_takes_long_by_itself_is_given_longer(tmp_path: Path, step: int, section: str) -> None:
+    clock, heard = Stopwatch(), Heard()
+    clock.step = step
+    config = GuardsConfig(stall_s=0.2, long_stall_s=0.8)
+    with StallWatch(config, clock, tmp_path, 0, 1, heard, first_step=4), clock(section):
+        assert heard.first.wait(60)
+    assert heard.after_s() >= 0.8
+    assert f"in {section} of step {step}" in heard[0]
+
+
+def test_whoever_waits_for_a_rank_that_measures_is_given_longer_too(tmp_path: Path) -> None:
+    clocks, heard = (Stopwatch(), Stopwatch()), Heard()
+    config = GuardsConfig(stall_s=0.2, long_stall_s=0.8)
+    watches = [StallWatch(config, clock, tmp_path, rank, 2, heard) for rank, clock in enumerate(clocks)]
+    for clock in clocks:
+        clock.step = 7
+    with clocks[0]("evaluation"):
+        pass
+    with clocks[1]("evaluation"), clocks[0]("communication"), watches[1], watches[0]:
+        assert heard.first.wait(60)
+    assert heard.after_s() >= 0.8
+    assert "in evaluation of step 7" in heard[0]
+
+
 def test_a_stopped_process_is_found_by_its_sibling_and_the_group_ends(
     runs: Any, tmp_path: Path, running_process: Any
 ) -> None:

@@ -2,9 +2,6 @@
 that cannot be read leaves no trace in a step."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,19 +111,10 @@ class Shared:
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Shared]:
+def worlds(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> dict[int, Shared]:
     """Three steps of the same global batches in worlds of one to four real processes."""
     out = tmp_path_factory.mktemp("shares")
-    run = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("share_ranks.py")), str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-        check=False,
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert run.returncode == 0, run.stdout[-6000:]
+    warm.run("share_ranks", out)
     found = {}
     for world in (1, 2, 3, 4):
         told = json.loads((out / f"{world}.json").read_text())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from training import checkpoint
 from training.data.audit import audit
+from training.errors import DataError
 
 Darkroom = Callable[..., "subprocess.CompletedProcess[str]"]
 STEPS, SAVE_EVERY, BATCH = 24, 5, 8
@@ -141,6 +143,25 @@ def test_the_other_rows_of_a_batch_do_not_notice(runs: Any, damaged: Path) -> No
     assert broken[first]["metrics"]["loss"] != whole[first]["metrics"]["loss"]
 
 
+def test_a_ledger_that_cannot_be_written_ends_all_ranks_in_the_same_words(runs: Any) -> None:
+    """The limit on the size of files is lowered to what the ledger has: as a full disk, for rank 0 alone."""
+    config = runs.config(steps=100_000, workers={"count": 2}, cost={"energy": False})
+    (runs.folder / "full").mkdir()
+    (runs.folder / "full" / "rank-0.log").symlink_to("/dev/null")  # a log is a file with a size as well
+    pair = runs.start(config, "full", 2)
+    for _ in range(3):
+        pair[0].until("step")
+    pid = json.loads((runs.folder / "full" / "progress" / "rank-0.json").read_text())["pid"]
+    size = (runs.folder / "full" / "use" / "steps.bin").stat().st_size
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
+    codes = [rank.end() for rank in pair]
+    assert codes[0] == codes[1] == 1
+    errors = [rank.told("error")[0] for rank in pair]
+    assert errors[0]["message"] == errors[1]["message"]
+    assert "The ledger of use cannot be written." in errors[0]["message"]
+    assert "the same command goes on from the newest checkpoint" in errors[0]["message"]
+
+
 def test_a_batch_without_a_readable_row_is_passed_over_and_a_vanished_data_set_ends_the_run(
     runs: Any, damaged: Path
 ) -> None:
@@ -187,12 +208,12 @@ def test_an_audit_needs_the_run_and_its_own_data_set(
     (tmp_path / "other" / "use").mkdir(parents=True)
     shutil.copy(finished / "use" / "steps.bin", tmp_path / "other" / "use")
     (tmp_path / "other" / "use" / "recipe.json").write_text(json.dumps({**altered, "data_hash": "cd" * 32}))
-    wrong = darkroom("data", "audit", tmp_path / "other")
-    assert wrong.returncode == 1
-    assert "The run was trained on another data set." in wrong.stderr
-    assert "--data names the folder" in wrong.stderr
+    with pytest.raises(DataError, match="The run was trained on another data set") as wrong:
+        audit(tmp_path / "other")
+    assert "--data names the folder" in str(wrong.value)
     (tmp_path / "other" / "use" / "steps.bin").unlink()
-    assert "There is no ledger of use." in darkroom("data", "audit", tmp_path / "other").stderr
+    with pytest.raises(DataError, match="There is no ledger of use"):
+        audit(tmp_path / "other")
     none = darkroom("data", "audit", "nobody")
     assert none.returncode == 1
     assert "The run has no ledger of use." in none.stderr

@@ -19,18 +19,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.checkpoint import room
 from training.checkpoint.layout import Layout
+from training.checkpoint.room import ROOT
 from training.checkpoint.slot import Slot
-from training.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-ROOT = Path("/dev/shm")  # noqa: S108  memory of the node, in a folder that only this user can open
 SLOTS = 3
 """The last whole step, the next, and one that is being written to storage."""
-SPARE = 0.5
-"""Of the node's free memory, the share that one rank's slots may take."""
 FORGOTTEN_S = 24 * 3600.0
 """After so long, the memory of a run that nobody went on with is freed."""
 _TAKEN_S = 10.0
@@ -63,12 +61,13 @@ class NodeMemory:
             run_dir: names the run.
             rank: of this process.
             identity: JSON; a state that was kept with another one is ignored.
-            root: a folder in memory.
+            root: a folder in memory, or on a local disk; made if need be.
 
         Returns:
             Or why there is none.
         """
         try:
+            root.mkdir(parents=True, exist_ok=True)
             top = _own_folder(root)
             _forget_old(top)
             name = hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:16]
@@ -103,12 +102,12 @@ class NodeMemory:
             scalars: the engine's.
 
         Raises:
-            CheckpointError: the node has not so much memory to spare.
+            CheckpointError: the node has not so much memory to spare for this rank and the others.
         """
         try:
             self._put(step, layout, values, scalars)
         except OSError as error:
-            raise _short(f"{SLOTS * layout.size} bytes", error.strerror or str(error)) from error
+            raise room.too_little(f"{SLOTS * layout.size} bytes", error.strerror or str(error)) from error
 
     def _put(self, step: int, layout: Layout, values: Sequence[torch.Tensor], scalars: Mapping[str, float]) -> None:
         if layout is not self._layout and layout != self._layout:
@@ -190,9 +189,7 @@ class NodeMemory:
         self._slots, self._filled = [], None
         for path in self._folder.glob("slot-*"):
             path.unlink()
-        needed, spare = SLOTS * layout.size, SPARE * _free_bytes(self._folder)
-        if needed > spare:
-            raise _short(f"{needed} bytes for {SLOTS} states", f"at most {spare:.0f} bytes, half of what is free")
+        room.claim(self._folder, SLOTS * layout.size, f"{SLOTS} states")
         text = json.dumps({"identity": self._identity, "layout": layout.as_json().decode()})
         aside = self._folder / "layout.partial"
         aside.write_text(text)
@@ -272,20 +269,3 @@ def _locked(handle: int, until_s: float) -> bool:
             time.sleep(_LOOK_S)
         else:
             return True
-
-
-def _free_bytes(folder: Path) -> int:
-    """What the file system and the machine have left."""
-    import psutil  # late: whoever reads a recipe comes by here
-
-    facts = os.statvfs(folder)
-    return min(facts.f_bavail * facts.f_frsize, int(psutil.virtual_memory().available))
-
-
-def _short(value: str, rule: str) -> CheckpointError:
-    return CheckpointError(
-        "The node has too little shared memory to keep the last step.",
-        value=value,
-        rule=rule,
-        mend="a larger /dev/shm, or checkpoint.memory_every_steps=0 with more frequent checkpoints",
-    )

@@ -62,7 +62,10 @@ def caption_encoder(config: CaptionsConfig) -> CaptionEncoder:
     """
     if isinstance(config, PipelineTextConfig):
         from training.finetune.encoder import PipelineEncoder
+        from training.finetune.inversion_tokens import TokenEncoder
 
+        if config.inverted is not None:
+            return TokenEncoder(Path(config.pipeline), config.inverted)
         return PipelineEncoder(Path(config.pipeline), config.max_tokens)
     return TextEncoder.from_config(config)
 
@@ -106,9 +109,11 @@ def captions_shape(config: CaptionsConfig) -> ConditioningShape:
         ConfigError: the encoder is not there.
     """
     if isinstance(config, PipelineTextConfig):
-        from training.finetune.tokens import shape_of  # late: it tells shapes in this package's words
+        from training.finetune.inversion_tokens import ids_shape  # late: they tell shapes in this package's words
+        from training.finetune.tokens import shape_of
 
-        return shape_of(Pipeline.read(Path(config.pipeline)), config.max_tokens)
+        pipeline = Pipeline.read(Path(config.pipeline))
+        return shape_of(pipeline, config.max_tokens) if config.inverted is None else ids_shape(pipeline)
     return text_shape(config)
 
 
@@ -129,7 +134,9 @@ def encoder_key(config: ConditioningConfig) -> dict[str, Any]:
 
 def _captions_hash(config: CaptionsConfig) -> str:
     if isinstance(config, PipelineTextConfig):
+        from training.finetune.inversion_tokens import ids_hash
         from training.finetune.tokens import encoders_hash
 
-        return encoders_hash(Pipeline.read(Path(config.pipeline)))
+        pipeline = Pipeline.read(Path(config.pipeline))
+        return encoders_hash(pipeline) if config.inverted is None else ids_hash(pipeline, config.inverted)
     return directory_hash(encoder_directory(config.encoder))

@@ -215,13 +215,6 @@ def read_tables(dataset: Path | Folder, columns: list[str] | None = None) -> Ite
             yield file.read_row_group(number, columns=columns)
 
 
-def read_ledger(dataset: Path | Folder) -> Iterator[LedgerRow]:
-    """The ledger of a finished data set by row; see ``read_tables``."""
-    for table in read_tables(dataset):
-        for row in table.to_pylist():
-            yield LedgerRow(**row)
-
-
 class _Ranged(io.RawIOBase):
     """A file of a folder on any storage, read by ranges."""
 

@@ -66,16 +66,15 @@ def add_adapter(network: Any, config: AdapterConfig) -> Any:
     return network
 
 
-def adapter_state(network: Any) -> dict[str, torch.Tensor]:
-    """The adapter's weights by peft's names, on the CPU.
+def adapter_state(network: Any, name: str | None = None) -> dict[str, torch.Tensor]:
+    """An adapter's weights by peft's names, on the CPU; the first one's where no name is given.
 
     Raises:
         StopIteration: the network has none.
     """
     from peft import get_peft_model_state_dict
 
-    name = next(iter(network.peft_config))
-    state = get_peft_model_state_dict(network, adapter_name=name)
+    state = get_peft_model_state_dict(network, adapter_name=name or next(iter(network.peft_config)))
     return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
 
@@ -87,7 +86,7 @@ def resume_adapter(network: Any, path: Path, name: str) -> None:
     """
     from peft import set_peft_model_state_dict
 
-    kept, fresh = read_adapter(path), adapter_state(network)
+    kept, fresh = read_adapter(path), adapter_state(network, name)
     wrong = sorted(set(kept) ^ set(fresh)) or [key for key in fresh if kept[key].shape != fresh[key].shape]
     if wrong:
         raise ConfigError(
@@ -109,6 +108,21 @@ def merge_adapter(network: Any, path: Path, weight: float) -> None:
     Raises:
         ConfigError: it is not there, or of another network.
     """
+    inject_kept(network, path, "kept")
+    merge(network, weight)
+
+
+def inject_kept(network: Any, path: Path, name: str) -> None:
+    """Put a kept adapter beside a network's weights, and beside the adapters that it has.
+
+    Args:
+        network: a diffusers model.
+        path: of the adapter, in diffusers' format.
+        name: that the adapter gets.
+
+    Raises:
+        ConfigError: it is not there, or of another network.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     state = read_adapter(path)
@@ -123,18 +137,18 @@ def merge_adapter(network: Any, path: Path, weight: float) -> None:
             rule=f"layers of {type(network).__name__}" + (f", which has no {strange[0]}" if strange else ""),
         )
     rank = max(ranks.values())
+    alphas = told.get("alpha_pattern", {}) if told else {f"^{layer}$": value for layer, value in ranks.items()}
     lora = LoraConfig(
         r=rank,
         lora_alpha=told.get("lora_alpha", rank),
-        rank_pattern={f"^{name}$": value for name, value in ranks.items()},
-        alpha_pattern=told.get("alpha_pattern", {}) if told else {f"^{name}$": value for name, value in ranks.items()},
+        rank_pattern={f"^{layer}$": value for layer, value in ranks.items()},
+        alpha_pattern=alphas,
         use_rslora=bool(told.get("use_rslora", False)),
         target_modules="|".join(map(re.escape, ranks)),  # a list would be the ends of names, of other layers too
         use_dora=any("lora_magnitude_vector" in key for key in state),
     )
-    inject_adapter_in_model(lora, network, adapter_name="kept")
-    resume_adapter(network, path, "kept")
-    merge(network, weight)
+    inject_adapter_in_model(lora, network, adapter_name=name)
+    resume_adapter(network, path, name)
 
 
 def merge(network: Any, weight: float = 1.0) -> Any:

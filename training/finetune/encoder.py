@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from training.conditioning.told import Conditioning
 from training.errors import ConfigError, UsageError
-from training.finetune.layout import CLIP_TOKENS, Pipeline, weights_variant
+from training.finetune.files import weights_variant
+from training.finetune.layout import CLIP_TOKENS, Pipeline
 from training.finetune.tokens import encoders_hash, shape_of
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def _load(pipeline: Pipeline) -> Any:
     """Diffusers' pipeline with its encoders and tokenizers only."""
     import diffusers
     import torch
+    import transformers
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging
 
@@ -106,10 +108,11 @@ def _load(pipeline: Pipeline) -> Any:
     if pipeline.kind == "sd3" and len(pipeline.encoders) < len(pipeline.layout.encoders):
         with torch.device("meta"):  # the pipeline asks the network how wide the missing encoder's states would be
             parts[network] = getattr(diffusers, kind).from_config(pipeline.network)
-    variant = weights_variant(pipeline.directory / pipeline.encoders[0])
-    return getattr(diffusers, pipeline.name).from_pretrained(
-        pipeline.directory, **parts, use_safetensors=True, local_files_only=True, variant=variant
-    )
+    strict: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    for name in pipeline.encoders:  # each by itself: one may be there in one precision only, and another in another
+        folder, kind = pipeline.directory / name, pipeline.index[name][1]
+        parts[name] = getattr(transformers, kind).from_pretrained(folder, variant=weights_variant(folder), **strict)
+    return getattr(diffusers, pipeline.name).from_pretrained(pipeline.directory, **parts, **strict)
 
 
 Told = tuple["torch.Tensor", "torch.Tensor | None", "torch.Tensor | None"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.errors import ConfigError
+from training.finetune.files import PICKLED
 
 _INDEX = "model_index.json"
 Kind = Literal["sd", "sdxl", "sd3", "flux", "pixart", "sana"]
@@ -178,16 +179,6 @@ def default_tokens(pipeline: Pipeline) -> int:
     return _T5_TOKENS.get(pipeline.kind, CLIP_TOKENS)
 
 
-def weights_variant(folder: Path) -> str | None:
-    """The word that diffusers puts into the names of weights of another precision, where there are no others.
-
-    A directory that ``Pipeline.read`` checked has weights.
-    """
-    names = [path.name for path in folder.glob("*.safetensors")]
-    plain = [name for name in names if name.split(".safetensors")[0].count(".") == 0]
-    return None if plain else names[0].removesuffix(".safetensors").split(".")[1].split("-")[0]
-
-
 def _require_inside(directory: Path, index: dict[str, Any]) -> None:
     strange = sorted(part for part in index if not _PART.fullmatch(part))
     if strange:
@@ -223,7 +214,7 @@ def _require(directory: Path, index: dict[str, Any], part: str, classes: tuple[s
         raise _missing(directory, part, "a config.json")
     found = [path.name for path in folder.iterdir()]
     if not any(name.endswith(".safetensors") for name in found):
-        pickled = sorted(name for name in found if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
+        pickled = sorted(name for name in found if name.endswith(PICKLED))
         if not pickled:
             raise _missing(directory, part, "weights as safetensors")
         raise ConfigError(

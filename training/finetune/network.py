@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from training.errors import ConfigError
 from training.finetune.adapters import add_adapter, merge_adapter
-from training.finetune.layout import Pipeline, weights_variant
+from training.finetune.files import weights_variant
+from training.finetune.inversion_config import InversionConfig
+from training.finetune.layout import Pipeline
+from training.finetune.start_config import AdapterConfig
 from training.finetune.tokens import shape_of
+from training.models.pretrained import PretrainedConfig
 
 if TYPE_CHECKING:
     from training.conditioning import ConditioningShape
@@ -47,11 +51,23 @@ def starting_network(config: TrainConfig, told: ConditioningShape, channels: int
 
 
 def _started(config: TrainConfig, told: ConditioningShape, channels: int, factor: int) -> Any:
+    adapter = config.adapter
+    if isinstance(adapter, InversionConfig) and isinstance(config.model, PretrainedConfig):
+        from training.finetune.inversion import invert
+
+        pipeline = Pipeline.read(Path(config.model.pipeline))
+        told = shape_of(pipeline, told.tokens)  # of the states, which it makes of the numbers that it is told
+        return invert(_merged(config, told, channels, factor), pipeline, adapter)
+    network = _merged(config, told, channels, factor)
+    return add_adapter(network, adapter) if isinstance(adapter, AdapterConfig) else network
+
+
+def _merged(config: TrainConfig, told: ConditioningShape, channels: int, factor: int) -> Any:
     network = config.model.build(told, channels, factor)
     if config.start is not None and not next(network.parameters()).is_meta:
         for each in config.start.adapters:
             merge_adapter(network, Path(each.path), each.weight)
-    return network if config.adapter is None else add_adapter(network, config.adapter)
+    return network
 
 
 def load_network(directory: Path, told: ConditioningShape, channels: int) -> Any:

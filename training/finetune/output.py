@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from training.errors import ConfigError
 from training.finetune.adapters import FILE, adapter_state, merge
-from training.finetune.layout import Pipeline, weights_variant
+from training.finetune.files import PICKLED, plain, those_read
+from training.finetune.layout import Pipeline
 from training.finetune.objective import objective_of
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ _KEPT = ("model_index.json", "LICENSE*", "*.md")
 def write_pipeline(out: Path, network: Any, pipeline: Pipeline, objective: Objective) -> None:
     """Write the pipeline with another network; an adapter of its is merged into it, and written to ``adapter/`` too.
 
+    Of the other parts the files are copied that are ever read. A part with pickled weights alone, which no run needs,
+    is left out of the pipeline.
+
     Args:
         out: a directory, made if need be.
         network: of the pipeline's class, with an adapter or without.
@@ -45,25 +49,46 @@ def write_pipeline(out: Path, network: Any, pipeline: Pipeline, objective: Objec
             shutil.copyfile(path, out / path.name)
     part, _ = pipeline.layout.network
     for name, told in pipeline.index.items():
-        if isinstance(told, list) and name != part and (pipeline.directory / name).is_dir():
-            shutil.copytree(pipeline.directory / name, out / name)
-            _without_variant(out / name)
+        if isinstance(told, list) and name != part and not _copy_part(pipeline.directory / name, out / name):
+            _tell_index(out, name, None, None)
     if not _same_schedule(pipeline, objective):
         _write_scheduler(out, objective)
     if has_adapter(network):
         write_adapter(out / "adapter", network, pipeline)
         network = merge(copy.deepcopy(network))
-    plain = type(network).from_config(network.config)  # safetensors takes no weights that lie in other orders
-    plain.load_state_dict(network.state_dict())
-    plain.save_pretrained(out / part, safe_serialization=True)
+    twin = type(network).from_config(network.config)  # safetensors takes no weights that lie in other orders
+    twin.load_state_dict(network.state_dict())
+    twin.save_pretrained(out / part, safe_serialization=True)
 
 
-def _without_variant(folder: Path) -> None:
-    """Weights of one file by their plain name, which diffusers looks for unasked."""
-    if not any(folder.glob("*.safetensors")) or (variant := weights_variant(folder)) is None:
-        return
-    for path in folder.glob(f"*.{variant}.safetensors"):
-        path.rename(folder / path.name.replace(f".{variant}.", "."))
+def _copy_part(folder: Path, out: Path) -> bool:
+    """Copy what is read of a part, weights by their plain names, which diffusers looks for unasked.
+
+    Returns:
+        Whether the part is there, and not its pickled weights alone.
+    """
+    there = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    names = those_read(there)
+    weights = [name for name in names if name.endswith(".safetensors")]
+    if not names or (not weights and any(name.endswith(PICKLED) for name in there)):
+        return False
+    out.mkdir()
+    for name in names:
+        if plain(name) != name and name.endswith(".json"):
+            listing = json.loads((folder / name).read_bytes())
+            listing["weight_map"] = {key: plain(file) for key, file in listing["weight_map"].items()}
+            (out / plain(name)).write_text(json.dumps(listing, indent=2) + "\n")
+        else:
+            shutil.copyfile(folder / name, out / plain(name))
+    return True
+
+
+def _tell_index(out: Path, part: str, library: str | None, kind: str | None) -> None:
+    """Another class of a part."""
+    path = out / "model_index.json"
+    index = json.loads(path.read_bytes())
+    index[part] = [library, kind]
+    path.write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _same_schedule(pipeline: Pipeline, objective: Objective) -> bool:
@@ -83,9 +108,7 @@ def _write_scheduler(out: Path, objective: Objective) -> None:
     scheduler = objective.scheduler()
     shutil.rmtree(out / "scheduler")
     scheduler.save_pretrained(out / "scheduler")
-    index = json.loads((out / "model_index.json").read_bytes())
-    index["scheduler"] = ["diffusers", type(scheduler).__name__]
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    _tell_index(out, "scheduler", "diffusers", type(scheduler).__name__)
 
 
 def has_adapter(network: Any) -> bool:

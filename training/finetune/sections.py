@@ -105,7 +105,23 @@ def _conditioning(values: Mapping[str, Any], pipeline: Pipeline) -> dict[str, An
             rule="conditioning.kind: pipeline, or no such section",
         )
     own = {"kind": "pipeline", "pipeline": str(pipeline.directory), "max_tokens": default_tokens(pipeline)}
-    return {**own, **said}
+    return {**own, **said, "inverted": _inverted(values, pipeline)}
+
+
+def _inverted(values: Mapping[str, Any], pipeline: Pipeline) -> dict[str, Any] | None:
+    """The word that the recipe's adapter learns."""
+    adapter = _section(values, "adapter")
+    if adapter.get("kind") != "textual_inversion":
+        return None
+    if pipeline.kind not in ("sd", "sdxl"):
+        raise ConfigError(
+            "A word can be learnt where CLIP alone reads it.",
+            value=pipeline.name,
+            rule="adapter.kind textual_inversion is for the layouts of Stable Diffusion 1.x, 2.x and XL",
+            options=["adapter.kind: lora", "adapter.kind: dora"],
+        )
+    # what is wrong with its values, the adapter's own rules tell
+    return {name: adapter[name] for name in ("token", "vectors", "template") if name in adapter}
 
 
 def _objective(values: Mapping[str, Any], pipeline: Pipeline, resolution: Any, factor: int) -> dict[str, Any]:

@@ -44,6 +44,8 @@ _APPLY: dict[str, Callable[..., Any]] = {
     "UNet2DModel": apply_labelled_unet,
 }
 """How each of diffusers' classes is called; by its name, so that none is imported before it is used."""
+_BEHIND_ENCODERS = "TextualInversion"
+"""A network that is told numbers of tokens, and encodes them itself."""
 
 __all__ = ["DiTConfig", "ModelConfig", "PixArtConfig", "SD3Config", "UNetConfig", "apply", "network_class"]
 
@@ -76,6 +78,8 @@ def apply(network: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditio
     Raises:
         ConfigError: no family of ours has this class.
     """
+    if type(network).__name__ == _BEHIND_ENCODERS:
+        return apply(network.network, x, t, network.told(conditioning))
     called = _APPLY.get(type(network).__name__)
     if called is None:
         raise _unknown(type(network).__name__)

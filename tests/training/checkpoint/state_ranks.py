@@ -1,4 +1,4 @@
-"""The processes of ``test_worlds.py``: ``python state_ranks.py OUT`` keeps and brings back states in several worlds.
+"""The program of ``test_worlds.py``: it keeps and brings back states in several worlds.
 
 The state is hand-made: tensors of awkward shapes, cut over the ranks in three ways, as the stages of ZeRO do it. What
 each rank has found wrong goes to ``OUT/told.json``.
@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
-import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.training.forked import together
 from training.checkpoint import CheckpointConfig
 from training.checkpoint.keeper import Keeper, Where
 from training.checkpoint.memory import NodeMemory
@@ -173,24 +171,7 @@ def process(rank: int, world: int, port: int, job: Callable[[Path], dict[str, An
     dist.destroy_process_group()
 
 
-def main() -> int:
-    """Both rounds in all worlds."""
-    out = Path(sys.argv[1])
-    for job in (first_round, second_round):
-        for world in WORLDS:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            context = multiprocessing.get_context("fork")
-            ranks = [context.Process(target=process, args=(rank, world, port, job, out)) for rank in range(world)]
-            for started in ranks:
-                started.start()
-            for started in ranks:
-                started.join()
-            if any(started.exitcode for started in ranks):
-                return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(words: list[str]) -> int:
+    """Both rounds in all worlds; 1 where a rank failed."""
+    jobs = (first_round, second_round)
+    return int(any(any(together(world, process, job, Path(words[0]))) for job in jobs for world in WORLDS))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from training.checkpoint import memory as memories
+from training.checkpoint import room
 from training.checkpoint.layout import Layout
 from training.checkpoint.memory import NodeMemory
 from training.engine_state import Part
@@ -132,11 +133,44 @@ def test_a_folder_that_is_open_to_others_is_not_used(tmp_path: Path) -> None:
 
 def test_more_than_there_is_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = opened(tmp_path)
-    monkeypatch.setattr(memories, "_free_bytes", lambda _: 2000)
+    monkeypatch.setattr(room, "free_bytes", lambda _: 2000)
     with pytest.raises(CheckpointError, match="too little shared memory") as caught:
         put(memory, 1)
     assert "1200 bytes for 3 states" in str(caught.value)
     assert "memory_every_steps=0" in str(caught.value)
+
+
+def test_the_ranks_of_a_node_may_not_take_together_what_each_could_take_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state is 4 MB, three of them 12; of the 46 MB of the node half may be taken."""
+
+    def free(_: Path) -> int:
+        return 46_000_000 - sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("slot-*"))
+
+    monkeypatch.setattr(room, "free_bytes", free)
+    one, two = opened(tmp_path), opened(tmp_path, 1)
+    put(one, 1, size=1_000_000)
+    assert free(tmp_path) > 2 * 12_000_000, "alone, there would be room for the second"
+    with pytest.raises(CheckpointError, match="too little shared memory") as caught:
+        put(two, 1, size=1_000_000)
+    assert "12000000 bytes for 3 states, beside 12000000 bytes of this node's other ranks" in str(caught.value)
+    one.clear()
+    put(two, 1, size=1_000_000)
+    assert two.steps == [1]
+
+
+def test_what_a_rank_has_put_down_counts_before_it_has_taken_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "free_bytes", lambda _: 1000)
+    for rank in (0, 1):
+        (tmp_path / f"rank-{rank}").mkdir()
+    room.claim(tmp_path / "rank-0", 300, "it")
+    with pytest.raises(CheckpointError, match="beside 300 bytes"):
+        room.claim(tmp_path / "rank-1", 201, "it")
+    room.claim(tmp_path / "rank-1", 200, "it")
+    room.claim(tmp_path / "rank-0", 300, "it")
 
 
 @pytest.mark.parametrize("damage", ["layout", "header", "size"])

@@ -1,10 +1,6 @@
 """States go from every world to every other, however they are cut, bit for bit; and what one rank suffers, all hear."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,15 +9,10 @@ WORLDS = (1, 2, 4)
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def told(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> dict[str, Any]:
     """What the ranks of all worlds have found wrong."""
     out = tmp_path_factory.mktemp("worlds")
-    command = [sys.executable, str(Path(__file__).with_name("state_ranks.py")), str(out)]
-    root = Path(__file__).parents[3]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    warm.run("checkpoint.state_ranks", out)
     return {path.stem: json.loads(path.read_text()) for path in out.glob("*_round-*.json")}
 
 

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import training.data
+from tests.training.data.ledgers import read_ledger
 from training.data.build import build
 from training.data.clean import CleanConfig
 from training.data.clean.duplicates import DuplicatesConfig
 from training.data.config import BuildConfig
 from training.data.dataset import Dataset
 from training.data.executor import LocalExecutor
-from training.data.ledger import read_ledger
 from training.data.manifest import check_files, read_manifest
 from training.data.planning import split_of
 from training.data.progress import Step

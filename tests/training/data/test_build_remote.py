@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.data.ledgers import read_ledger
 from training.data.build import build
 from training.data.config import BuildConfig
 from training.data.dataset import Dataset
 from training.data.executor import LocalExecutor
 from training.data.forget import forget
 from training.data.forgotten import OptOut
-from training.data.ledger import read_ledger
 from training.data.manifest import check_files, read_manifest
 from training.data.normalise import JpegStore
 from training.data.progress import Step

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.data.ledgers import read_ledger
 from training.data.build import build
 from training.data.config import BuildConfig
 from training.data.dataset import Dataset
-from training.data.ledger import read_ledger
 from training.data.manifest import Manifest
 from training.data.rows import rows
 from training.errors import DataError

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.training.data.ledgers import read_ledger
 from training.data.build import build
 from training.data.captions import canonical, parse_object, with_caption
 from training.data.clean import CleanConfig, Judgement, Tools, judge
@@ -23,7 +24,7 @@ from training.data.clean.size import SizeConfig, extreme_aspect, too_many_bytes,
 from training.data.config import BuildConfig
 from training.data.decode import decode
 from training.data.findings import Finding
-from training.data.ledger import LedgerRow, read_ledger
+from training.data.ledger import LedgerRow
 from training.data.licences import SHOWN, Licences
 from training.data.rows import rows
 from training.errors import DataError

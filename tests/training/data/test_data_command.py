@@ -11,10 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cluster.commands.data import app
+from tests.training.data.ledgers import read_ledger
 from training.data.build import build
 from training.data.config import BuildConfig
 from training.data.dataset import Split
-from training.data.ledger import read_ledger
 from training.errors import ConfigError, DataError
 
 runner = CliRunner()

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from cluster.stack import Stack
+from tests.training.data.ledgers import read_ledger
 from training.data.blocks import Block
 from training.data.build import build
 from training.data.config import BuildConfig
 from training.data.executor import Failure, LocalExecutor
-from training.data.ledger import read_ledger
 from training.data.normalise import JpegStore
 from training.data.progress import Step
 from training.data.sources import Item

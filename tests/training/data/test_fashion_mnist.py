@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.training.data.ledgers import read_ledger
 from training.data.build import build
 from training.data.config import BuildConfig
 from training.data.dataset import Dataset
 from training.data.fashion_mnist import CLASSES, PARTS, convert, main, read_idx
-from training.data.ledger import read_ledger
 from training.errors import DataError, UsageError
 
 WriteIdx = Callable[..., Path]

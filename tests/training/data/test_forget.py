@@ -13,12 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.commands.data import app
+from tests.training.data.ledgers import read_ledger
 from training.data.build import build
 from training.data.config import BuildConfig
 from training.data.dataset import Dataset
 from training.data.forget import forget
 from training.data.forgotten import OptOut, Selector
-from training.data.ledger import read_ledger
 from training.data.manifest import check_files, read_manifest
 from training.errors import DataError, UsageError
 

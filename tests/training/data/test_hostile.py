@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.commands.data import app
+from tests.training.data.ledgers import read_ledger
 from training.data.build import build
 from training.data.config import BuildConfig
-from training.data.ledger import read_ledger
 from training.errors import DataError
 
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from tests.training.data.ledgers import read_ledger
 from training.data import ledger as ledger_module
 from training.data.build import build
 from training.data.config import BuildConfig
 from training.data.executor import LocalExecutor
-from training.data.ledger import LedgerRow, LedgerWriter, read_ledger, read_tables
+from training.data.ledger import LedgerRow, LedgerWriter, read_tables
 from training.data.manifest import read_manifest
 from training.errors import DataError
 

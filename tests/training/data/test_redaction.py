@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.commands.data.report import report
+from tests.training.data.ledgers import read_ledger
 from tests.training.data.servers import strangers
 from training.data.build import build
 from training.data.config import BuildConfig
 from training.data.download_config import DownloadConfig
-from training.data.ledger import read_ledger
 from training.data.redaction import without_secrets
 from training.data.sources.config import SourceConfig
 

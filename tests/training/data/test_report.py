@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cluster.commands.data import app
+from tests.training.data.ledgers import read_ledger
 from training.data.build import build
 from training.data.config import BuildConfig
 from training.data.dataset import Dataset
-from training.data.ledger import LedgerRow, LedgerWriter, read_ledger
+from training.data.ledger import LedgerRow, LedgerWriter
 from training.data.manifest import read_manifest
 from training.data.report.histogram import Counts, Quantity
 from training.data.report.numbers import Numbers, numbers

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.training.data.ledgers import read_ledger
 from tests.training.data.servers import strangers
 from training.data import build as build_module
 from training.data import executor as executor_module
@@ -23,7 +24,6 @@ from training.data.build import build
 from training.data.config import BuildConfig
 from training.data.executor import LocalExecutor
 from training.data.job_worker import JobWorker
-from training.data.ledger import read_ledger
 from training.data.manifest import check_files, read_manifest
 from training.data.normalise import JpegStore
 from training.data.progress import Step

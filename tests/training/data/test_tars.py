@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.training.data.ledgers import read_ledger
 from training.data.build import build
 from training.data.config import BuildConfig
 from training.data.dataset import Dataset
 from training.data.entries import Listing, entry_at, printable
-from training.data.ledger import read_ledger
 from training.data.sources.tars import list_tar
 from training.errors import DataError
 
