@@ -61,7 +61,7 @@ def prepare(module: torch.nn.Module, config: EngineConfig, precision: Resolved) 
         on = torch.autocast("cuda" if torch.cuda.is_available() else "cpu", AUTOCAST[precision])
         module.forward = on(module.forward)
     if config.compile != "none":
-        _require_compiler()
+        _require_compiler(config.compile)
         for part in _compiled(module, config.compile):
             part.compile()
 
@@ -103,9 +103,16 @@ def _checkpoint_gradients(module: torch.nn.Module) -> None:
         part.enable_gradient_checkpointing()  # type: ignore[operator]  # diffusers' models have it
 
 
-def _require_compiler() -> None:
+def _require_compiler(what: str) -> None:
     if torch.cuda.is_available():
         return
+    if what == "whole":
+        raise ConfigError(
+            "A whole network is not compiled for a CPU.",
+            value="engine.compile: whole",
+            rule="a GPU: torch 2.13's Inductor makes CPU code that leaves gradients of convolutions at 0",
+            options=["engine.compile: blocks", "engine.compile: none"],
+        )
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 

@@ -147,7 +147,7 @@ def test_progress_shows_a_preview_and_an_interruption_gives_what_is_there(
 
 
 BAD = [
-    ("txt2img", {"width": 512}, "'width'", "512", "a size that the model was trained at"),
+    ("txt2img", {"width": 512}, "8x8 pixels", "512x8", "a size that the model was trained at"),
     ("txt2img", {"steps": 1_000_001}, "'steps'", "1000001", "at most 1000000"),
     ("txt2img", {"batch_size": 3, "n_iter": 2}, "'batch_size'", "6", "at most 4"),
     ("txt2img", {"cfg_scale": 99}, "'cfg_scale'", "99", "at most 20"),

@@ -219,7 +219,9 @@ def test_a_request_survives_the_only_replica(url: str, stack: Stack) -> None:
 
 
 def test_rays_agents_have_the_replicas_metrics(url: str, stack: Stack) -> None:
-    agents = json.loads((temp_dir(stack.home) / "prom_metrics_service_discovery.json").read_text())
+    told = temp_dir(stack.home) / "ray" / "prom_metrics_service_discovery.json"
+    until(told.exists)
+    agents = json.loads(told.read_text())
     token = stack.token_path.read_text() if stack.token_path else ""
 
     def scraped() -> str:

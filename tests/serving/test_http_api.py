@@ -335,17 +335,14 @@ def _send_and_leave(client: httpx.Client, request: httpx.Request) -> None:
         client.send(request)
 
 
-def test_a_defect_is_a_500_in_the_envelope_with_a_request_id(url: str, engine: Engine) -> None:
-    check = engine.encoder.check
-
+def test_a_defect_is_a_500_in_the_envelope_with_a_request_id(
+    url: str, encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def defective(prompt: str) -> None:
         raise KeyError(prompt)
 
-    engine.encoder.check = defective  # type: ignore[method-assign]
-    try:
-        answer = post(url)
-    finally:
-        engine.encoder.check = check  # type: ignore[method-assign]
+    monkeypatch.setattr(encoder, "check", defective)
+    answer = post(url)
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error"
     assert "a red circle" not in answer.text

@@ -62,7 +62,8 @@ def test_a_full_queue_is_waited_for_as_long_as_it_says(
 
     async def occupy() -> None:
         async def one() -> None:
-            async with openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0) as client:
+            # without a timeout: what cannot be in time is refused
+            async with openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0, timeout=None) as client:
                 await client.images.generate(prompt="a red circle", extra_body=LONG)
 
         task = asyncio.create_task(one())

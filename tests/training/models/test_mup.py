@@ -220,7 +220,7 @@ def final_loss(width: int, base: int | None, rate: float, steps: int = 120) -> f
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_the_small_networks_best_rate_is_the_wide_ones_too() -> None:
     rates = [2.0**-power for power in range(4, 11)]
 
