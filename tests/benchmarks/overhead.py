@@ -169,7 +169,9 @@ def _rows(rates: Mapping[str, list[float]]) -> list[Row]:
     """Of each pair the median of the rounds' ratios decides: what disturbs the machine disturbs both of a round."""
 
     def share(mine: str, theirs: str) -> float:
-        return statistics.median(a / b for a, b in zip(rates[mine], rates[theirs], strict=True))
+        ratios = sorted(a / b for a, b in zip(rates[mine], rates[theirs], strict=True))
+        say(f"{mine} over {theirs}, each round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+        return statistics.median(ratios)
 
     def against(name: str, mine: str, theirs: str, peer_name: str, least: float) -> Row:
         ratio = share(mine, theirs)

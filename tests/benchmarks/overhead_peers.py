@@ -156,7 +156,13 @@ def train(side: str, recipe: str, out: Path, port: int) -> None:
     moments = Moments()
     ready = prepared(recipe)
     loops: dict[str, Any] = {"bare": bare, "accelerate": accelerated}
-    loops[side](ready, lambda: moments.ended_s.append(time.time()), moments)
+    with (out / "ended_s").open("w", buffering=1) as log:
+
+        def done() -> None:
+            moments.ended_s.append(time.time())
+            log.write(f"{moments.ended_s[-1]}\n")
+
+        loops[side](ready, done, moments)
     save_file({name: tensor.detach() for name, tensor in ready.network.named_parameters()}, out / "weights.safetensors")
     (out / "moments.json").write_text(json.dumps({"ended_s": moments.ended_s, "floor_s": moments.floor_s}))
 

@@ -127,7 +127,7 @@ def batch(bundle: Path, width: int) -> FastAPI:
     return _api(make)
 
 
-def _engine(bundle: Path, width: int) -> tuple[Any, Any, Any]:
+def _engine(bundle: Path) -> tuple[Any, Any, Any]:
     from serving.config import PinnedModel, ServeConfig
     from serving.model import load_model
     from serving.telemetry import Telemetry
@@ -138,7 +138,7 @@ def _engine(bundle: Path, width: int) -> tuple[Any, Any, Any]:
         model=str(bundle),
         pinned=pinned,
         cache=str(bundle.parent / "cache"),
-        batch=BatchConfig(padded_rows=width, max_batch_rows=width, max_waiting_images=100_000),
+        batch=BatchConfig(max_batch_rows=max(WIDTHS), max_waiting_images=100_000),
         limits=LimitConfig(max_pixels=max(SIDES) ** 2),
     )
     model = load_model(config)
@@ -146,11 +146,11 @@ def _engine(bundle: Path, width: int) -> tuple[Any, Any, Any]:
     return model.engine(config, telemetry.observer), model.card, telemetry
 
 
-def ours(bundle: Path, width: int) -> ASGIApp:
-    """The server as it is deployed, with its metrics."""
+def ours(bundle: Path) -> ASGIApp:
+    """The server as it is deployed, with its metrics and the widths that it measures for itself."""
     from serving.app import create_app
 
-    engine, card, telemetry = _engine(bundle, width)
+    engine, card, telemetry = _engine(bundle)
     return create_app(engine, card, LimitConfig(max_pixels=max(SIDES) ** 2), telemetry=telemetry)
 
 
@@ -195,7 +195,7 @@ def _row_s(pipeline: Pipeline, side: int, width: int) -> float:
     return min(taken[1:]) / (_STATIC_STEPS * width)
 
 
-def engine_alone(bundle: Path, width: int, times: int) -> dict[str, float]:
+def engine_alone(bundle: Path, times: int) -> dict[str, float]:
     """Median seconds of a request of one step, without HTTP and without a file."""
 
     async def one(engine: Any, number: int) -> float:
@@ -210,7 +210,7 @@ def engine_alone(bundle: Path, width: int, times: int) -> dict[str, float]:
         return time.perf_counter() - started
 
     async def main() -> list[float]:
-        engine, _, _ = _engine(bundle, width)
+        engine, _, _ = _engine(bundle)
         async with engine:
             return [await one(engine, number) for number in range(times)]
 
@@ -229,11 +229,11 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"
     if told.side in {"static", "engine"}:
-        found = static(told.bundle) if told.side == "static" else engine_alone(told.bundle, told.width, 300)
+        found = static(told.bundle) if told.side == "static" else engine_alone(told.bundle, 300)
         print("FIGURES " + json.dumps(found))
         return
     apps: dict[str, Callable[[], Any]] = {
-        "ours": lambda: ours(told.bundle, told.width),
+        "ours": lambda: ours(told.bundle),
         "lock": lambda: lock(told.bundle),
         "batch": lambda: batch(told.bundle, told.width),
         "bare": lambda: bare,

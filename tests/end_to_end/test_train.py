@@ -115,7 +115,7 @@ def test_a_killed_training_process_is_replaced_and_nothing_changes(
     assert_equal_weights({"run_dir": str(run_dir)}, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_and_sigterm_save_and_the_same_command_goes_on(
     stack: Stack, home: Path, small_data: Path, train: Train, number: signal.Signals
 ) -> None:
@@ -133,7 +133,7 @@ def test_ctrl_c_and_sigterm_save_and_the_same_command_goes_on(
     assert f"resumed at step {done}" in again["log"]
 
 
-@pytest.mark.parametrize("when", ["ray", "logs/rank-0.log"])
+@pytest.mark.parametrize("when", [pytest.param("ray", marks=pytest.mark.slow), "logs/rank-0.log"])
 def test_ctrl_c_while_a_run_starts_is_not_a_failure(stack: Stack, home: Path, small_data: Path, when: str) -> None:
     """Before there is a training process, and as soon as there is one."""
     name = f"early-{Path(when).stem}"

@@ -1,10 +1,14 @@
+import asyncio
 import errno
 import os
 import pickle
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec.asyn
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -211,10 +215,19 @@ def test_storage_without_an_answer_is_asked_a_few_times(
         monkeypatch.setenv(name, value)
     pauses: list[float] = []
 
-    async def pause(seconds: float, *_: Any) -> None:
-        pauses.append(seconds)
+    wait, wait_in_loop, mine = time.sleep, asyncio.sleep, threading.get_ident()
 
-    monkeypatch.setattr(remote_store.time, "sleep", pauses.append)
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds) if threading.get_ident() == mine else wait(seconds)
+
+    async def pause(seconds: float, *more: Any) -> None:
+        if asyncio.get_running_loop() is fsspec.asyn.get_loop():
+            pauses.append(seconds)
+        else:
+            await wait_in_loop(seconds, *more)
+
+    # both are everybody's: other threads of this process go on waiting
+    monkeypatch.setattr(remote_store.time, "sleep", sleep)
     monkeypatch.setattr("gcsfs.retry.asyncio.sleep", pause)  # of asyncio itself, which botocore waits with, too
     with pytest.raises(StorageError, match=mend) as silent:
         Folder.at(place).read("a")
