@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from serving.config import BatchConfig, LimitConfig, ServeConfig
-from serving.engine import Engine
 from serving.errors import EngineError
 from serving.model import load_model, pinned
+from serving.observer import Silent
 from serving.parameters import Parameters, parameters_of
 from serving.replay import another_model
 from serving.schemas import GenerationRequest, ImageReady, StartImage
@@ -50,16 +50,7 @@ async def made_by(bundle: Path, parameters: Parameters, start: StartImage | None
         raise another_model(parameters, f"bundle_sha256 {config.pinned and config.pinned.sha256} in {bundle}")
     torch.set_num_threads(told.threads)
     model = load_model(config)
-    engine = Engine(
-        model.denoiser,
-        model.encoder,
-        canvas=model.canvas,
-        config=config.batch,
-        grid=model.grid,
-        sizes=model.card.sizes,
-        speed=config.speed,
-        device=model.device,
-    )
+    engine = model.engine(config, Silent())
     request = GenerationRequest(**parameters.model_dump(include=set(_REQUEST)), start=start)
     async with engine, aclosing(engine.submit(request)) as events:
         async for event in events:

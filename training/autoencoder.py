@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from training.errors import ConfigError
-from training.finetune.files import weights_variant
+from training.finetune.files import load_part
 from training.finetune.layout import factor_of
 
 if TYPE_CHECKING:
@@ -122,16 +122,7 @@ class Autoencoder:
         self.directory = autoencoder_directory(directory)
         self.space = LatentSpace.of(directory)
         kind = json.loads((directory / "config.json").read_bytes())["_class_name"]
-        try:
-            loaded: Any = getattr(diffusers, kind).from_pretrained(
-                directory,
-                use_safetensors=True,
-                local_files_only=True,
-                variant=weights_variant(directory),
-                torch_dtype=torch.float32,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError("The autoencoder does not load.", value=str(directory), rule=str(error)) from error
+        loaded = load_part(getattr(diffusers, kind), directory, "The autoencoder", torch_dtype=torch.float32)
         self.model: AutoencoderKL | AutoencoderDC = loaded.to(device).eval().requires_grad_(False)
         self.device = torch.device(device)
 

@@ -1,4 +1,4 @@
-"""Which files of a pipeline are ever read; by their names alone."""
+"""Which files of a pipeline are ever read, by their names alone, and how a part is loaded from them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
+
+from training.errors import ConfigError
 
 _READ = ("*.json", "*.txt", "*.model", "*.safetensors", "*.jinja")
 """Configs, tokenizers and safetensors: nothing pickled and no code."""
@@ -35,6 +38,25 @@ def variant_of(names: Iterable[str]) -> str | None:
 def weights_variant(folder: Path) -> str | None:
     """``variant_of`` the files in a folder."""
     return variant_of(path.name for path in folder.iterdir())
+
+
+def load_part(kind: Any, folder: Path, what: str, **options: Any) -> Any:
+    """A part of a pipeline with its weights, from files on this machine that hold nothing but tensors.
+
+    Args:
+        kind: the class, of diffusers or transformers.
+        folder: the part's.
+        what: to call it in an error.
+        options: more for ``from_pretrained``.
+
+    Raises:
+        ConfigError: it does not load.
+    """
+    try:
+        variant = weights_variant(folder)
+        return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, variant=variant, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{what} does not load.", value=str(folder), rule=str(error)) from error
 
 
 def plain(name: str) -> str:

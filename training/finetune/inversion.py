@@ -14,7 +14,7 @@ import torch
 
 from training.conditioning.told import Conditioning
 from training.errors import ConfigError
-from training.finetune.files import weights_variant
+from training.finetune.files import load_part
 from training.finetune.inversion_tokens import tokenizers_of, word_ids
 from training.finetune.layout import CLIP_TOKENS, Pipeline
 from training.noise import normal
@@ -130,16 +130,7 @@ def _encoder(pipeline: Pipeline, name: str) -> Any:
     folder, kind = pipeline.directory / name, getattr(transformers, pipeline.index[name][1])
     if torch.empty(1).is_meta:
         return kind(kind.config_class.from_pretrained(folder))
-    try:
-        return kind.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            variant=weights_variant(folder),
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError("The pipeline's encoder does not load.", value=str(folder), rule=str(error)) from error
+    return load_part(kind, folder, "The pipeline's encoder", dtype=torch.float32)
 
 
 def write_words(out: Path, network: TextualInversion, encoder: TokenEncoder) -> PipelineEncoder:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.errors import ConfigError
 from training.finetune.adapters import add_adapter, merge_adapter
-from training.finetune.files import weights_variant
+from training.finetune.files import load_part
 from training.finetune.inversion_config import InversionConfig
 from training.finetune.layout import Pipeline
 from training.finetune.start_config import AdapterConfig
@@ -88,17 +88,7 @@ def load_network(directory: Path, told: ConditioningShape, channels: int) -> Any
     folder = pipeline.network_at
     if torch.empty(1).is_meta:
         return kind.from_config(kind.load_config(folder))
-    try:
-        network = kind.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            variant=weights_variant(folder),
-            torch_dtype=torch.float32,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError("The pipeline's network does not load.", value=str(folder), rule=str(error)) from error
-    return network.train()
+    return load_part(kind, folder, "The pipeline's network", torch_dtype=torch.float32).train()
 
 
 def _require_fitting(pipeline: Pipeline, told: ConditioningShape, channels: int) -> None:
